@@ -1,0 +1,189 @@
+"""The equivalent-barotropic model that made the first numerical forecasts."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from skyens.sphere import SphericalHarmonics
+
+EARTH_RADIUS = 6.371e6
+EARTH_ROTATION = 7.292e-5
+
+_fixed = lambda: eqx.field(metadata={"trainable": False})
+
+
+class BarotropicVorticity(eqx.Module):
+    """One step of the equivalent-barotropic vorticity equation on the sphere.
+
+    `d/dt (lap psi - psi / R^2) + J(psi, lap psi + f) = 0`, for the streamfunction
+    `psi` (m2 s-1) whose spectral coefficients `(l, m)` are the state. Advection is
+    computed on the transform's grid and is free of aliasing where that grid resolves
+    three halves of `lmax`; classical Runge-Kutta in time, then hyperdiffusion exactly.
+
+    A `forcing`, where given, is added to the tendency of `lap psi - psi / R^2`
+    (s-2, coefficients), constant over the step.
+
+    Source: Charney, Fjortoft & von Neumann (1950), Tellus 2, 237-254; the deformation
+    radius R as in Cressman (1958), Mon. Wea. Rev. 86, 293-297.
+    """
+
+    sht: SphericalHarmonics
+    deformation_radius: Float[Array, ""]
+    hyperdiffusion: Float[Array, ""]
+    time_step: float = eqx.field(static=True)
+    substeps: int = eqx.field(static=True)
+    radius: float = eqx.field(static=True)
+    rotation: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        sht: SphericalHarmonics,
+        *,
+        deformation_radius: float = 1.5e6,
+        hyperdiffusion: float = 2e16,
+        time_step: float = 3600.0,
+        substeps: int = 2,
+        radius: float = EARTH_RADIUS,
+        rotation: float = EARTH_ROTATION,
+    ):
+        """Set the world.
+
+        Args:
+            sht: transform whose grid holds the products; about `3 lmax / 2` rows.
+            deformation_radius: R in m; infinity gives the purely barotropic model.
+            hyperdiffusion: coefficient of `lap^2` in m4 s-1.
+            time_step: the length of one call, in s.
+            substeps: Runge-Kutta steps per call.
+            radius: of the planet, in m.
+            rotation: of the planet, in s-1.
+
+        Raises:
+            ValueError: `time_step` or `substeps` is not positive.
+        """
+        if time_step <= 0 or substeps < 1:
+            raise ValueError(
+                "`time_step` (s) and `substeps` must be positive, got "
+                f"{time_step} and {substeps}."
+            )
+        self.sht = sht
+        self.deformation_radius = jnp.asarray(deformation_radius, float)
+        self.hyperdiffusion = jnp.asarray(hyperdiffusion, float)
+        self.time_step, self.substeps = float(time_step), substeps
+        self.radius, self.rotation = radius, rotation
+
+    def __call__(
+        self,
+        state: Complex[Array, "l m"],
+        forcing: Complex[Array, "l m"] | None = None,
+        *,
+        key=None,
+    ) -> Complex[Array, "l m"]:
+        """Return the streamfunction coefficients one `time_step` later."""
+        dtype = state.real.dtype
+        laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
+        helmholtz = laplacian - (1 / self.deformation_radius**2).astype(dtype)
+        # The mean streamfunction is arbitrary and stays.
+        invert = jnp.where(jnp.arange(laplacian.size) > 0, 1 / helmholtz, 0)[:, None]
+        damping = self.hyperdiffusion.astype(dtype) * laplacian**2
+        delta = self.time_step / self.substeps
+        damp = jnp.exp(-delta * damping)[:, None]
+
+        def tendency(psi):
+            change = self._advection(psi, laplacian)
+            if forcing is not None:
+                change = change + forcing
+            return invert * change
+
+        def substep(psi, _):
+            k1 = tendency(psi)
+            k2 = tendency(psi + delta / 2 * k1)
+            k3 = tendency(psi + delta / 2 * k2)
+            k4 = tendency(psi + delta * k3)
+            return damp * (psi + delta / 6 * (k1 + 2 * k2 + 2 * k3 + k4)), None
+
+        return jax.lax.scan(substep, state, None, length=self.substeps)[0]
+
+    def _advection(self, psi, laplacian):
+        """`-J(psi, lap psi + f)`: how the wind carries absolute vorticity."""
+        vorticity = laplacian[:, None] * psi
+        both = jnp.stack([psi, vorticity])
+        east, north = self.sht.gradient_synthesis(both, radius=self.radius)
+        cosine = np.sin(self.sht.grid.colatitude)[:, None]
+        beta = jnp.asarray(2 * self.rotation / self.radius * cosine, east.dtype)
+        # u = -psi_y and v = psi_x.
+        return self.sht.analysis(north[0] * east[1] - east[0] * (north[1] + beta))
+
+
+class LinearBalance(eqx.Module):
+    """Linear balance between geopotential and streamfunction, in spectral space.
+
+    `lap phi = div(f grad psi)` with `f = 2 Omega sin(latitude)`. From streamfunction
+    to geopotential it is a sum of neighbouring degrees; back, it is singular at the
+    equator, and solved by least squares with a penalty that grows with degree.
+
+    Source: Daley (1983), Tellus 35A, 27-36; the couplings of neighbouring degrees from
+    the recurrence of `sin(latitude) Y_lm`.
+    """
+
+    lmax: int = eqx.field(static=True)
+    rotation: float = eqx.field(static=True)
+    _to_geopotential: Float[Array, "m l k"] = _fixed()
+    _to_streamfunction: Float[Array, "m l k"] = _fixed()
+
+    def __init__(
+        self, lmax: int, *, penalty: float = 1e-3, rotation: float = EARTH_ROTATION
+    ):
+        """Build one small matrix for each order, in float64.
+
+        Args:
+            lmax: largest degree.
+            penalty: strength of the equatorial regularisation, relative to the largest
+                entries of the operator.
+            rotation: of the planet, in s-1.
+
+        Raises:
+            ValueError: `penalty` is not positive.
+        """
+        if penalty <= 0:
+            raise ValueError(
+                f"`penalty` must be positive, or the equator is singular: {penalty}."
+            )
+        self.lmax, self.rotation = lmax, rotation
+        size = lmax + 1
+        l, m = np.arange(size), np.arange(size)[:, None]
+        # sin(latitude) Y_l = e_{l+1} Y_{l+1} + e_l Y_{l-1}
+        e = np.sqrt(np.maximum(l**2 - m**2, 0) / np.maximum(4 * l**2 - 1, 1))
+        couple = np.zeros((size, size, size))
+        couple[:, l[1:], l[:-1]] = -(l[:-1] * (l[:-1] + 2)) * e[:, 1:]
+        couple[:, l[:-1], l[1:]] = -((l[1:] - 1) * (l[1:] + 1)) * e[:, 1:]
+        inside = (l >= m) & (l > 0)
+        couple = couple * inside[:, :, None] * inside[:, None, :]
+        eigenvalues = -(l * (l + 1.0))
+        inverse = np.where(l > 0, 1 / np.where(l > 0, eigenvalues, 1), 0)
+        self._to_geopotential = jnp.asarray(inverse[None, :, None] * couple)
+        ridge = penalty * size**2 * (l + 1) / size
+        normal = couple.transpose(0, 2, 1) @ couple
+        normal = normal + np.where(inside, ridge**2, 1)[..., None] * np.eye(size)
+        right = couple.transpose(0, 2, 1) * eigenvalues
+        self._to_streamfunction = jnp.asarray(np.linalg.solve(normal, right))
+
+    def geopotential(
+        self, streamfunction: Complex[Array, "*batch l m"]
+    ) -> Complex[Array, "*batch l m"]:
+        """Return the geopotential (m2 s-2), of zero mean, that balances (m2 s-1)."""
+        return self._apply(self._to_geopotential, streamfunction) * (2 * self.rotation)
+
+    def streamfunction(
+        self, geopotential: Complex[Array, "*batch l m"]
+    ) -> Complex[Array, "*batch l m"]:
+        """Return the streamfunction (m2 s-1), of zero mean, that balances (m2 s-2)."""
+        psi = self._apply(self._to_streamfunction, geopotential)
+        return psi / (2 * self.rotation)
+
+    def _apply(self, table, coefficients):
+        table = table.astype(coefficients.real.dtype)
+        real = jnp.einsum("mlk,...km->...lm", table, coefficients.real)
+        imaginary = jnp.einsum("mlk,...km->...lm", table, coefficients.imag)
+        return jax.lax.complex(real, imaginary)
