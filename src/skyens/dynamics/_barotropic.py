@@ -81,7 +81,7 @@ class BarotropicVorticity(eqx.Module):
         key=None,
     ) -> Complex[Array, "l m"]:
         """Return the streamfunction coefficients one `time_step` later."""
-        dtype = state.real.dtype
+        dtype = state.dtype  # complex: the factors multiply coefficients
         laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
         helmholtz = laplacian - (1 / self.deformation_radius**2).astype(dtype)
         # The mean streamfunction is arbitrary and stays.
@@ -110,7 +110,7 @@ class BarotropicVorticity(eqx.Module):
         vorticity = laplacian[:, None] * psi
         both = jnp.stack([psi, vorticity])
         east, north = self.sht.gradient_synthesis(both, radius=self.radius)
-        cosine = np.sin(self.sht.grid.colatitude)[:, None]
+        cosine = np.sin(self.sht.grid.colatitude)[:, None]  # of latitude
         beta = jnp.asarray(2 * self.rotation / self.radius * cosine, east.dtype)
         # u = -psi_y and v = psi_x.
         return self.sht.analysis(north[0] * east[1] - east[0] * (north[1] + beta))
@@ -133,7 +133,7 @@ class LinearBalance(eqx.Module):
     _to_streamfunction: Float[Array, "m l k"] = _fixed()
 
     def __init__(
-        self, lmax: int, *, penalty: float = 1e-3, rotation: float = EARTH_ROTATION
+        self, lmax: int, *, penalty: float = 1e-2, rotation: float = EARTH_ROTATION
     ):
         """Build one small matrix for each order, in float64.
 

@@ -7,6 +7,7 @@ from skyens.sphere._grid import gauss_legendre as gauss_legendre
 from skyens.sphere._harmonics import SphericalHarmonics as SphericalHarmonics
 from skyens.sphere._points import great_circle_distance as great_circle_distance
 from skyens.sphere._points import interpolate as interpolate
+from skyens.sphere._random import AutoregressiveField as AutoregressiveField
 from skyens.sphere._random import GaussianRandomField as GaussianRandomField
 from skyens.sphere._random import from_real as from_real
 from skyens.sphere._random import matern_spectrum as matern_spectrum

@@ -162,7 +162,7 @@ class SphericalHarmonics(eqx.Module):
 
     def _scale_degrees(self, field, factors: np.ndarray):
         coefficients = self.analysis(field)
-        scale = jnp.asarray(factors, coefficients.real.dtype)
+        scale = jnp.asarray(factors, coefficients.dtype)
         scale = scale.reshape((1,) * (coefficients.ndim - 2) + (-1, 1))
         return self.synthesis(coefficients * scale).astype(field.dtype)
 

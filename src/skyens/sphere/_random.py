@@ -61,7 +61,7 @@ class GaussianRandomField(eqx.Module):
     """
 
     sht: SphericalHarmonics
-    power: Float[Array, " l"]
+    power: Float[Array, " l"] = eqx.field(metadata={"trainable": False})
 
     def __init__(self, sht: SphericalHarmonics, power: Float[Array, " l"]):
         """Set the transform and the expected power by degree, `(lmax + 1,)`.
@@ -94,6 +94,43 @@ class GaussianRandomField(eqx.Module):
     def sample(self, key: Key[Array, ""]) -> Float[Array, "latitude longitude"]:
         """Return one sample on the grid, in the precision of `power`."""
         return self.sht.synthesis(self.coefficients(key))
+
+
+class AutoregressiveField(eqx.Module):
+    """Isotropic noise with a memory: a first-order autoregressive process in time.
+
+    Its law at any one time is that of `field`; between times one step apart it
+    correlates as `correlation`. The state is spectral coefficients.
+    """
+
+    field: GaussianRandomField
+    correlation: Float[Array, ""] = eqx.field(metadata={"trainable": False})
+
+    def __init__(self, field: GaussianRandomField, correlation: float):
+        """Set the law and the correlation from one step to the next.
+
+        A memory of `tau` over steps of `dt` has correlation `exp(-dt / tau)`.
+
+        Raises:
+            EquinoxRuntimeError: `correlation` lies outside [0, 1].
+        """
+        correlation = jnp.asarray(correlation, field.power.dtype)
+        outside = (correlation < 0) | (correlation > 1)
+        message = "`correlation` must lie in [0, 1]."
+        self.field = field
+        self.correlation = eqx.error_if(correlation, outside, message)
+
+    def start(self, key: Key[Array, ""]) -> Complex[Array, "l m"]:
+        """Return coefficients drawn from the stationary law."""
+        return self.field.coefficients(key)
+
+    def __call__(
+        self, coefficients: Complex[Array, "l m"], *, key: Key[Array, ""]
+    ) -> Complex[Array, "l m"]:
+        """Return the coefficients one step later."""
+        fresh = self.field.coefficients(key)
+        kept = self.correlation.astype(coefficients.dtype)
+        return kept * coefficients + jnp.sqrt(1 - kept**2) * fresh
 
 
 def matern_spectrum(

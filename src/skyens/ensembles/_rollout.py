@@ -1,0 +1,73 @@
+"""Run many members, a fixed number at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from skyens.dynamics import member_keys
+from skyens.dynamics import rollout as member_rollout
+
+
+def rollout(
+    step: Callable,
+    states: PyTree,
+    steps: int,
+    forcings: PyTree | None = None,
+    *,
+    key: Key[Array, ""],
+    members: Int[Array | np.ndarray, " member"] | None = None,
+    width: int | None = None,
+    reduce: Callable[[PyTree], Any] | None = None,
+) -> PyTree:
+    """Return the trajectories of many members, `width` of them at a time.
+
+    Each member draws its randomness from `key` and its own index alone, so that any
+    one can be run again by itself: hand over its state, its index in `members`, and
+    the same `width`, and it comes out bit for bit the same on the same machine.
+
+    Args:
+        step: `step(state, forcing=None, *, key=None) -> state`.
+        states: states of all members on a leading member axis.
+        steps: how many steps.
+        forcings: one forcing per step (the same for all members), or None.
+        key: of the run, see `dynamics.run_key`.
+        members: the members' indices; 0, 1, 2 ... where None.
+        width: how many run side by side; all where None. Less needs less memory.
+        reduce: keeps `reduce(state)` of every step instead of the state.
+
+    Returns:
+        the states, or what `reduce` keeps of them, `(member, step, ...)`.
+
+    Raises:
+        ValueError: the leaves of `states` or `members` differ in length, or `width`
+            is below 1.
+    """
+    counts = {leaf.shape[0] for leaf in jax.tree.leaves(states)}
+    if len(counts) != 1:
+        raise ValueError(f"`states` must share one member axis, got lengths {counts}.")
+    (count,) = counts
+    members = np.arange(count) if members is None else members
+    if members.shape[0] != count:
+        raise ValueError(
+            f"`members` must name each of the {count} states, got {members.shape[0]}."
+        )
+    width = count if width is None else width
+    if width < 1:
+        raise ValueError(f"`width` must be at least 1, got {width}.")
+    keys = member_keys(key, members)
+    one = lambda state, key: member_rollout(
+        step, state, steps, forcings, key=key, reduce=reduce
+    )
+    # The last block is filled up with its last member: every block compiles alike,
+    # and a member's bits do not depend on how many others there are.
+    fill = -count % width
+    block = lambda leaf: jnp.concatenate([leaf, leaf[np.full(fill, -1)]]).reshape(
+        -1, width, *leaf.shape[1:]
+    )
+    blocks = jax.tree.map(block, (states, keys))
+    result = jax.lax.map(lambda both: jax.vmap(one)(*both), blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], result)
