@@ -1,1 +1,20 @@
-"""plot."""
+"""Maps and diagrams, drawn with matplotlib and cartopy.
+
+Functions take arrays and return axes (a figure where they draw several maps); `save`
+writes them. They draw in one house style (`style`) and leave matplotlib's own settings
+as they are. Coastlines are shipped, and nothing is ever downloaded. This room needs
+`pip install "skyens[plot]"`.
+"""
+
+from skyens.plot._coastlines import coastlines as coastlines
+from skyens.plot._coastlines import draw_coastlines as draw_coastlines
+from skyens.plot._coastlines import trace_coastlines as trace_coastlines
+from skyens.plot._diagrams import rank_histogram as rank_histogram
+from skyens.plot._diagrams import spectra as spectra
+from skyens.plot._diagrams import spread_skill as spread_skill
+from skyens.plot._maps import increment as increment
+from skyens.plot._maps import map_field as map_field
+from skyens.plot._maps import map_forecast as map_forecast
+from skyens.plot._maps import spaghetti as spaghetti
+from skyens.plot._style import save as save
+from skyens.plot._style import style as style

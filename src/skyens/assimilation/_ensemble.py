@@ -1,0 +1,166 @@
+"""What every ensemble method does to an ensemble: see it, centre it, recombine it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Inexact, Int, Key, PyTree, Scalar
+
+from skyens.observations import Observation
+
+
+class Info(eqx.Module):
+    """What an analysis says of itself; arrays, so that cycles can stack it.
+
+    `used` and `masked` count the observations. `chi_square` is the squared innovation
+    over what ensemble and errors expect of it, `d' (R + H P H')^-1 d / used`: near 1
+    where they are consistent, above 1 where the background is overconfident, 0 where
+    nothing is used. `degrees_of_freedom` is the number of independent pieces of
+    information that the analysis takes from the observations, one number or a map.
+    `method` is the successor of a method with memory, None for others.
+    """
+
+    used: Int[Array, "..."]
+    masked: Int[Array, "..."]
+    chi_square: Float[Array, "..."]
+    degrees_of_freedom: Float[Array, "..."]
+    method: Any = None
+
+
+def count_members(ensemble: PyTree[Array]) -> int:
+    """Return the size of the leading axis that all leaves share.
+
+    Raises:
+        ValueError: they share none, or there are fewer than two members.
+    """
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(ensemble)}
+    if len(sizes) != 1 or () in sizes:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(ensemble)]
+        raise ValueError(
+            "every leaf of an ensemble has the same leading `member` axis, got the "
+            f"shapes {shapes}."
+        )
+    ((members,),) = sizes
+    if members < 2:
+        raise ValueError(f"the ensemble needs at least 2 members, got {members}.")
+    return members
+
+
+def split(
+    ensemble: PyTree[Array], where: Callable[[Any], Any] | None
+) -> tuple[PyTree[Array | None], PyTree[Array | None]]:
+    """Return the leaves to update and the others, None in each other's places.
+
+    Those to update are the inexact ones, or those in the part of the state that
+    `where` returns.
+
+    Raises:
+        ValueError: `where` selects integers, or nothing is selected.
+    """
+    if where is None:
+        selected = jax.tree.map(eqx.is_inexact_array, ensemble)
+    else:
+        nothing = jax.tree.map(lambda _: False, ensemble)
+        everything = lambda part: jax.tree.map(lambda _: True, part)
+        selected = eqx.tree_at(where, nothing, replace_fn=everything)
+    update, rest = eqx.partition(ensemble, selected)
+    leaves = jax.tree.leaves(update)
+    if not leaves:
+        raise ValueError("there is nothing to update: no leaf is selected.")
+    if wrong := [leaf.dtype for leaf in leaves if not eqx.is_inexact_array(leaf)]:
+        raise ValueError(f"`where` selects leaves of {wrong[0]}, not of real numbers.")
+    return update, rest
+
+
+def centre(
+    ensemble: Inexact[Array, "member *state"],
+) -> tuple[Inexact[Array, "*state"], Inexact[Array, "member *state"]]:
+    """Return mean and anomalies, accurate for small spreads about large values too."""
+    first = ensemble[:1]
+    shifted = ensemble - first
+    mean = jnp.mean(shifted, axis=0, keepdims=True)
+    return (first + mean)[0], shifted - mean
+
+
+def observe(
+    background: PyTree[Array], observation: Observation
+) -> tuple[Float[Array, "observation"], Float[Array, "member observation"]]:
+    """Return innovation of the mean prediction, and predicted anomalies; both whitened.
+
+    Both are flat and 0 where masked. An error whose whitening depends on the residual
+    is linearised at that of the mean.
+    """
+    prediction = jax.vmap(observation.predict)(background)
+    mean, anomalies = centre(prediction.astype(wide(prediction.dtype)))
+    whiten = lambda residual: observation.error.whiten(residual, observation.mask)
+    innovation, linear = jax.linearize(whiten, observation.residual(mean))
+    white = jax.vmap(linear)(anomalies)
+    return innovation.reshape(-1), white.reshape(white.shape[0], -1)
+
+
+def counts(observation: Observation) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Return how many entries of the observation are used and how many are masked."""
+    used = jnp.sum(observation.mask)
+    return used, observation.mask.size - used
+
+
+def chi_square(
+    innovation: Float[Array, "observation"],
+    anomalies: Float[Array, "member observation"],
+    weights: Float[Array, "member"],
+    used: Int[Array, ""],
+) -> Scalar:
+    """Return `d' (I + Y'Y / (members - 1))^-1 d / used`, 0 where nothing is used.
+
+    The `weights` are those of the mean, `(members - 1 + Y Y')^-1 Y d`.
+    """
+    explained = matmul(weights, anomalies)
+    total = jnp.sum(innovation * (innovation - explained))
+    return total / jnp.maximum(used, 1).astype(total.dtype)
+
+
+def recombine(
+    matrix: Float[Array, "member member"], ensemble: Inexact[Array, "member *state"]
+) -> Inexact[Array, "member *state"]:
+    """Return `ensemble + matrix @ anomalies`, in the dtype of the ensemble.
+
+    It is the increment that is computed, so no accuracy is lost to a large mean, and a
+    matrix of zeros returns the very same ensemble.
+    """
+    dtype = wide(ensemble.dtype)
+    _, anomalies = centre(ensemble.astype(dtype))
+    increment = matmul(matrix.astype(dtype), anomalies.reshape(len(anomalies), -1))
+    increment = increment.reshape(ensemble.shape)
+    return (ensemble.astype(dtype) + increment).astype(ensemble.dtype)
+
+
+def rotation(
+    members: int, dtype: np.dtype, *, key: Key[Array, ""]
+) -> Float[Array, "member member"]:
+    """Return a random orthogonal matrix that keeps the mean of the members.
+
+    It is uniform (Haar) among those that map the vector of ones to itself.
+    """
+    ones = jnp.full((members,), members**-0.5, dtype)
+    # A Householder reflection takes the first axis to `ones`, the rest across it.
+    normal = ones.at[0].add(1)
+    normal = normal / jnp.linalg.norm(normal)
+    basis = jnp.eye(members, dtype=dtype) - 2 * jnp.outer(normal, normal)
+    complement = basis[:, 1:]
+    q, r = jnp.linalg.qr(jr.normal(key, (members - 1, members - 1), dtype))
+    q = q * jnp.sign(jnp.diagonal(r))[None, :]  # without it, QR is not uniform
+    return jnp.outer(ones, ones) + matmul(matmul(complement, q), complement.T)
+
+
+def matmul(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """Multiply in full precision: no accelerator may round to fewer bits."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """Return `dtype`, or float32 for the 16-bit ones, which hold no small anomalies."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)

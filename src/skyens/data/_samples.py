@@ -1,0 +1,116 @@
+"""Samples: small real data sets that are shipped with the package."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skyens.data._names import conventional_names
+
+if TYPE_CHECKING:
+    import xarray
+
+_SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
+    "era5_eda": (
+        "era5_eda_members_3deg.nc",
+        {"z": "geopotential", "t": "temperature"},
+    ),
+    "radiosonde": (
+        "radiosonde_20081208T12.nc",
+        {
+            "gph": "geopotential_height",
+            "t": "temperature",
+            "td": "dew_point_temperature",
+        },
+    ),
+    "topography": ("topography_20min.nc", {}),
+}
+
+
+def open_sample(name: str) -> "xarray.Dataset":
+    """Return one of the data sets that are shipped with the package, in memory.
+
+    - `"era5_eda"`: geopotential (m2 s-2) and temperature (K) of the ten members of
+      ERA5's ensemble of data assimilations (member 0 is the control),
+      `(member, time, level, latitude, longitude)`: 00 and 12 UTC of 1 and 2 January
+      2017, 850 and 500 hPa (in this order: select levels by value), 61 x 120 points
+      every 3 degrees with both poles.
+    - `"radiosonde"`: 420 soundings of the whole globe on 8 December 2008, 12 UTC,
+      `(profile, level)`, where `level` is the order of report and NaN is missing.
+    - `"topography"`: height of land above and of the sea floor below the sea (m), on
+      540 x 1080 cells of 20 minutes, `(latitude, longitude)`.
+
+    Latitude runs from south to north, longitude east from Greenwich (0 to 360 degrees),
+    times are UTC. Each has `license` and `attribution` among its attributes, which
+    anyone who publishes the data has to repeat; `ATTRIBUTION.md` beside the files says
+    more.
+
+    Raises:
+        ValueError: there is no such sample.
+        ImportError: no package that reads netCDF-4 is installed.
+    """
+    if name not in _SAMPLES:
+        raise ValueError(f"`name` must be one of {sorted(_SAMPLES)}, got {name!r}.")
+    import xarray
+
+    file, new_names = _SAMPLES[name]
+    path = Path(__file__).parent / "samples" / file
+    dataset = xarray.load_dataset(path, engine=_netcdf_engine())
+    dataset = conventional_names(dataset).rename(new_names)
+    if name == "era5_eda":  # the source calls the time of an analysis its start
+        dataset["time"].attrs |= {"standard_name": "time", "long_name": "time"}
+    if name == "radiosonde":  # fixed-width bytes
+        dataset["station"] = dataset["station"].astype(str)
+    return dataset
+
+
+def station_positions() -> "xarray.Dataset":
+    """Return where the radiosonde stations of the sample stand, one entry each.
+
+    Coordinates `latitude` (degrees north), `longitude` (degrees east, 0 to 360) and
+    `station_height` (m) along the dimension `station`, which holds the identifiers of
+    the World Meteorological Organization. Of stations at the same position, and of
+    reports of the same station, the first is kept; those without a position are
+    left out.
+
+    Raises:
+        ImportError: no package that reads netCDF-4 is installed.
+    """
+    import xarray
+
+    soundings = open_sample("radiosonde")
+    # One station is given as -90.00000000000001 degrees north.
+    latitude = np.clip(soundings["latitude"].values, -90, 90)
+    longitude = soundings["longitude"].values % 360
+    positions = np.stack([latitude, longitude], axis=1)
+    rows = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    for key in (soundings["station"].values, positions):
+        first = np.unique(key[rows], axis=0, return_index=True)[1]
+        rows = rows[np.sort(first)]
+    height = {"long_name": "height above the sea", "units": "m"}
+    return xarray.Dataset(
+        coords={
+            "station": soundings["station"].values[rows],
+            "latitude": ("station", latitude[rows], soundings["latitude"].attrs),
+            "longitude": ("station", longitude[rows], soundings["longitude"].attrs),
+            "station_height": (
+                "station",
+                soundings["station_height"].values[rows],
+                height,
+            ),
+        },
+        attrs=soundings.attrs,
+    )
+
+
+def _netcdf_engine() -> str:
+    """Return the name of an installed engine of xarray that reads netCDF-4."""
+    if find_spec("netCDF4"):
+        return "netcdf4"
+    if find_spec("h5netcdf") and find_spec("h5py"):
+        return "h5netcdf"
+    raise ImportError(
+        "Reading the samples needs netCDF4, or h5netcdf with h5py: "
+        'pip install "skyens[io]"'
+    )

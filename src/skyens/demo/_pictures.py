@@ -1,0 +1,113 @@
+"""The pictures of the demo, as files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from skyens import plot, sphere
+from skyens.demo._verify import Ensemble, ranks
+from skyens.demo._world import LEADS, Analyses
+
+if TYPE_CHECKING:
+    import pandas
+
+PICTURES = (
+    "forecast.png",
+    "spaghetti.png",
+    "increment.png",
+    "spectra.png",
+    "spread_skill.png",
+    "rank_histogram.png",
+)
+
+
+def draw(
+    folder: Path,
+    systems: Mapping[str, Ensemble],
+    analyses: Analyses,
+    card: "pandas.DataFrame",
+    increment: np.ndarray,
+    stations: tuple[np.ndarray, np.ndarray],
+) -> list[Path]:
+    """Draw the six pictures into `folder` and return their paths."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    grid, truth, last = analyses.grid, analyses.truth[-1], int(LEADS[-1])
+    ensemble = systems["physics"]
+    pictures = [
+        plot.map_forecast(
+            ensemble[:, -1].mean(0),
+            ensemble[:, -1].std(0, ddof=1),
+            truth,
+            grid,
+            units="m",
+            label="500 hPa height",
+            title=f"{len(ensemble)} members of the physics, {last} h ahead",
+        ),
+        plot.spaghetti(
+            ensemble[:, -1],
+            grid,
+            contour=5400,
+            truth=truth,
+            units="m",
+            label="500 hPa height",
+            title=f"Every member's 5400 m contour, {last} h ahead",
+        ),
+        plot.increment(
+            increment,
+            grid,
+            *stations,
+            units="m",
+            title="What the stations change at 12 h",
+        ),
+        _spectra(systems, analyses),
+        _spread_skill(card),
+        plot.rank_histogram(
+            ranks(ensemble, analyses),
+            title="Rank of the analysis among the physics members, 20N-80N, 24-36 h",
+        ),
+    ]
+    paths = []
+    for name, picture in zip(PICTURES, pictures, strict=True):
+        plot.save(picture, folder / name)
+        paths.append(folder / name)
+    plt.close("all")
+    return paths
+
+
+def _spectra(systems: Mapping[str, Ensemble], analyses: Analyses):
+    sht = sphere.SphericalHarmonics(analyses.grid, analyses.grid.largest_lmax)
+    power = lambda field: np.asarray(sht.power_spectrum(jnp.asarray(field)))
+    lines = {"analysis": power(analyses.truth[-1])}
+    for name in ("physics", "neural"):
+        last = systems[name][:, -1]
+        lines[f"{name} members"] = power(last[:20]).mean(0)
+        lines[f"{name} mean"] = power(last.mean(0))
+    degrees = np.arange(1, sht.lmax + 1)
+    return plot.spectra(
+        degrees,
+        {name: line[1:] for name, line in lines.items()},
+        truth="analysis",
+        units="m2",
+        title=f"Power of 500 hPa height by degree, {LEADS[-1]} h ahead",
+    )
+
+
+def _spread_skill(card: "pandas.DataFrame"):
+    rows = card[
+        (card["region"] == "20N-80N") & card["system"].isin(["physics", "neural"])
+    ]
+    column = lambda name: {
+        system: group[name].to_numpy() for system, group in rows.groupby("system")
+    }
+    return plot.spread_skill(
+        LEADS,
+        column("spread"),
+        column("rmse"),
+        units="m",
+        title="Spread and error of the mean, 20N-80N",
+    )

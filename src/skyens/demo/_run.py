@@ -1,0 +1,188 @@
+"""The whole job: analyses in, a verified ensemble forecast and its pictures out."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import skyens
+from skyens import data, ensembles
+from skyens.demo._learn import train
+from skyens.demo._members import (
+    WIDTH,
+    assimilate,
+    at_leads,
+    dressed_persistence,
+    forecast,
+    starting_members,
+)
+from skyens.demo._pictures import draw
+from skyens.demo._verify import CAUTION, scorecard
+from skyens.demo._world import (
+    LEADS,
+    STEP_HOURS,
+    fit_model_error,
+    open_analyses,
+    physics,
+)
+from skyens.dynamics import Purpose, member_keys, run_key
+
+STEPS = int(LEADS[-1]) // STEP_HOURS
+FIRST = int(LEADS[0]) // STEP_HOURS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose."""
+
+    members: int = 100
+    seed: int = 0
+    epochs: int = 10
+    output: str = "demo_output"
+
+    def __post_init__(self):
+        """Check them before anything runs.
+
+        Raises:
+            ValueError: `members` is no positive multiple of 20, or `epochs` is below 1.
+        """
+        if self.members < WIDTH or self.members % 20:
+            raise ValueError(
+                f"`members` must be a positive multiple of 20, got {self.members}."
+            )
+        if self.epochs < 1:
+            raise ValueError(f"`epochs` must be at least 1, got {self.epochs}.")
+
+
+def run(settings: Settings) -> "skyens.demo.Settings":
+    """Run the demo and write everything below `settings.output`."""
+    folder = Path(settings.output)
+    data.check_output(folder / "forecast.zarr", overwrite=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    say = _Clock()
+    key = jr.key(settings.seed)
+
+    say("real analyses and the physics")
+    analyses = open_analyses()
+    model = physics(analyses.grid)
+    start_key = lambda purpose, version: run_key(
+        key, purpose, start=analyses.time[0], version=version
+    )
+    error_key = start_key(Purpose.STEP, 0)
+    noisy = fit_model_error(model, analyses, key=error_key)
+
+    say("a learned step")
+    signature = {"seed": settings.seed, "epochs": settings.epochs}
+    signature |= {"version": skyens.__version__}
+    learned, report = train(
+        noisy,
+        analyses,
+        settings.epochs,
+        folder / "checkpoint",
+        key=key,
+        signature=signature,
+    )
+    print(_training_words(report, settings.epochs))
+
+    say(f"{settings.members} starting members")
+    start = starting_members(model, analyses, settings.members, key=key)
+
+    say("physics ensemble")
+    step_key = start_key(Purpose.STEP, 1)
+    keys = member_keys(start_key(Purpose.PERTURB, 1), settings.members)
+    states = jax.vmap(lambda value, key: noisy.start(value, key=key))(start, keys)
+    whole = lambda state: state
+    path = forecast(noisy, states, FIRST, key=step_key, reduce=whole)
+    at_12 = jax.tree.map(lambda leaf: leaf[:, -1], path)
+    later_key = start_key(Purpose.STEP, 2)
+    later = forecast(noisy, at_12, STEPS - FIRST, key=later_key)
+    free = jnp.concatenate([path["value"], later], axis=1)
+
+    say("assimilation at 12 h")
+    corrected, info, observation = assimilate(
+        at_12, analyses, key=start_key(Purpose.ANALYSE, 0)
+    )
+    print(
+        f"   {int(info.used)} heights used, {int(info.masked)} masked; chi-square per "
+        f"observation {float(info.chi_square):.2f}"
+    )
+    later = forecast(noisy, corrected, STEPS - FIRST, key=later_key)
+    blank = jnp.full_like(free[:, : FIRST - 1], jnp.nan)
+    assimilated = jnp.concatenate([blank, corrected["value"][:, None], later], axis=1)
+
+    say("neural ensemble")
+    neural_key = start_key(Purpose.STEP, 3)
+    keys = member_keys(start_key(Purpose.PERTURB, 3), settings.members)
+    states = jax.vmap(lambda value, key: learned.start(value[None], key=key))(
+        start, keys
+    )
+    neural = forecast(learned, states, STEPS, key=neural_key)[:, :, 0]
+
+    say("30 days of the learned step")
+    month = 30 * 24 // STEP_HOURS
+    few = jax.tree.map(lambda leaf: leaf[:4], states)
+    deviation = lambda state: jnp.std(state["value"], axis=(-2, -1))[0]
+    long = forecast(learned, few, month, key=neural_key, reduce=deviation)
+    stability = (float(long[:, 0].mean()), float(long[:, -1].mean()))
+    print(
+        f"   standard deviation of height over the globe: {stability[0]:.0f} m after "
+        f"6 h, {stability[1]:.0f} m after 30 days"
+    )
+
+    say("the others, and verification")
+    ten = jnp.asarray(analyses.height[:, 0])
+    undisturbed = ensembles.rollout(model, ten, STEPS, key=key)
+    systems = {
+        "control": at_leads(undisturbed[:1]),
+        "persistence": np.repeat(analyses.height[:1, :1], len(LEADS), axis=1),
+        "dressed persistence": dressed_persistence(
+            analyses, settings.members, key=start_key(Purpose.PERTURB, 4)
+        ),
+        "ten undisturbed": at_leads(undisturbed),
+        "physics": at_leads(free),
+        "neural": at_leads(neural),
+        "physics, assimilated": _only_after(at_leads(assimilated)),
+    }
+    failed = {
+        name: int(ensembles.failed_members(jnp.asarray(fields[:, 1:])).sum())
+        for name, fields in systems.items()
+    }
+    card = scorecard(systems, analyses)
+    card.to_csv(folder / "scorecard.csv", index=False, float_format="%.4f")
+
+    say("files and pictures")
+    names = {"physics": free, "neural": neural, "physics_assimilated": assimilated}
+    dataset = data.forecast_dataset(
+        {f"geopotential_height_{name}": value for name, value in names.items()},
+        analyses.grid,
+        start=analyses.time[0],
+        lead_time=STEP_HOURS * np.arange(1, STEPS + 1) * np.timedelta64(1, "h"),
+        level=500,
+        units=dict.fromkeys((f"geopotential_height_{name}" for name in names), "m"),
+        attributes={
+            "title": "skyens demo: ensemble forecasts of 500 hPa height",
+            "source": f"skyens {skyens.__version__}, settings {asdict(settings)}",
+            "comment": "Contains modified Copernicus Climate Change Service "
+            "information (ERA5, 2017). " + CAUTION,
+        },
+    )
+    data.write_zarr(dataset, folder / "forecast.zarr", overwrite=True)
+    pictures = draw(
+        folder,
+        systems,
+        analyses,
+        card,
+        np.asarray((corrected["value"] - at_12["value"]).mean(0)),
+        tuple(
+            np.asarray(observation.coordinates[n]) for n in ("latitude", "longitude")
+        ),
+    )
+    say.done()
+    _print_results(card, failed)
+    print("\nWritten:")
+    for path in [folder / "forecast.zarr", folder / "scorecard.csv", *pictures]:
+        print(f"  {path}")
+    return settings

@@ -1,0 +1,140 @@
+"""Verification against the real analyses: numbers by system, lead time and region."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from skyens import scores, sphere
+from skyens.demo._world import LEADS, Analyses
+
+if TYPE_CHECKING:
+    import pandas
+
+REGIONS = {
+    "20N-80N": (20.0, 80.0),
+    "20S-80S": (-80.0, -20.0),
+    "tropics": (-20.0, 20.0),
+}
+TUNED_LEAD = LEADS[0]  # the one whose error set the amplitudes
+CAUTION = (
+    "One day and a half of one winter is a demonstration, not a climate of skill: four "
+    "analyses, one start, errors that are correlated from point to point."
+)
+
+Ensemble = Float[np.ndarray, "member lead latitude longitude"]
+
+
+def region_weights(grid: sphere.Grid, region: str) -> Float[np.ndarray, "latitude 1"]:
+    """Return the area weight of each row, 0 outside the region."""
+    south, north = REGIONS[region]
+    inside = (grid.latitude >= south) & (grid.latitude <= north)
+    return (grid.weights * inside)[:, None]
+
+
+def scorecard(
+    systems: Mapping[str, Ensemble], analyses: Analyses
+) -> "pandas.DataFrame":
+    """Return one row for each system, lead time and region.
+
+    Columns, in m where they have units: `rmse` of the ensemble mean; `crps`, fair for
+    ensembles and the mean absolute error for a single forecast; `spread`;
+    `spread_skill`, corrected for the number of members; `anomaly_correlation` of the
+    mean, about the zonal mean of the first analysis, for want of a climatology. A lead
+    that a system does not have is NaN in the array and has no row.
+    """
+    import pandas
+
+    start = analyses.height[0, 0]
+    climatology = np.broadcast_to(start.mean(-1, keepdims=True), start.shape)
+    rows = []
+    for system, ensemble in systems.items():
+        members = ensemble.shape[0]
+        for region in REGIONS:
+            for index, lead in enumerate(LEADS):
+                fields = ensemble[:, index]
+                if np.isnan(fields).all():
+                    continue
+                rows.append(
+                    {
+                        "system": system,
+                        "lead_time": int(lead),
+                        "region": region,
+                        "members": members,
+                        **_scores(
+                            fields,
+                            analyses.truth[index],
+                            climatology,
+                            region_weights(analyses.grid, region),
+                        ),
+                    }
+                )
+    return pandas.DataFrame(rows)
+
+
+def _scores(fields, truth, climatology, weights) -> dict[str, float]:
+    fields, truth = jnp.asarray(fields), jnp.asarray(truth)
+    weights = jnp.asarray(weights, fields.dtype)
+    several = fields.shape[0] > 1
+    accumulate = lambda stat, **more: stat.finalize(
+        stat.update(stat.init(), fields, truth, weights=weights, **more)
+    )
+    result = {
+        "rmse": accumulate(scores.RMSE()),
+        "crps": accumulate(scores.CRPS(alpha=1.0 if several else 0.0)),
+        "anomaly_correlation": accumulate(
+            scores.AnomalyCorrelation(), climatology=jnp.asarray(climatology)
+        ),
+    }
+    if several:
+        spread = accumulate(scores.SpreadSkill())
+        result |= {"spread": spread.spread, "spread_skill": spread.ratio}
+    return {name: float(value) for name, value in result.items()}
+
+
+def ranks(
+    ensemble: Ensemble, analyses: Analyses, region: str = "20N-80N"
+) -> Float[np.ndarray, " rank"]:
+    """Return the share of verifications in each rank at the leads not tuned on."""
+    stat = scores.RankHistogram(ensemble.shape[0])
+    weights = jnp.asarray(region_weights(analyses.grid, region), ensemble.dtype)
+    state = stat.init()
+    for index in np.flatnonzero(LEADS != TUNED_LEAD):
+        state = stat.update(
+            state,
+            jnp.asarray(ensemble[:, index]),
+            jnp.asarray(analyses.truth[index]),
+            weights=weights,
+        )
+    return np.asarray(stat.finalize(state))
+
+
+def aims(card: "pandas.DataFrame", systems: tuple[str, ...]) -> list[tuple[str, bool]]:
+    """Return what the demo aims at, in words with the numbers, and whether it is met."""
+    table = card.set_index(["system", "lead_time", "region"])
+    lines = []
+    for system in systems:
+        for region in REGIONS:
+            for lead in LEADS[LEADS != TUNED_LEAD]:
+                row = table.loc[(system, lead, region)]
+                control = table.loc[("control", lead, region), "crps"]
+                below = 1 - row["crps"] / control
+                lines.append(
+                    (
+                        f"{system}, {lead} h, {region}: CRPS {row['crps']:.1f} m, "
+                        f"{below:.0%} below the control's absolute error {control:.1f} "
+                        "m (aim: at least 20%)",
+                        bool(below >= 0.2),
+                    )
+                )
+                ratio = row["spread_skill"]
+                lines.append(
+                    (
+                        f"{system}, {lead} h, {region}: spread-skill {ratio:.2f} "
+                        "(aim: 0.8 to 1.2)",
+                        bool(0.8 <= ratio <= 1.2),
+                    )
+                )
+    return lines

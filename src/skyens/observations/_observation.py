@@ -1,0 +1,182 @@
+"""The observation: what was measured, how a state would show it, and how well."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
+
+from skyens.observations._errors import Error
+from skyens.observations._precision import wide
+
+
+class Observation(eqx.Module):
+    """Values, the operator that predicts them from one state, and their error.
+
+    `value = operator(state) + error`. Filters, variational methods and diffusion
+    posteriors all take this one object. Its residuals are in float32 at least;
+    float32 states give float32 whatever the dtype of the value.
+
+    A value that is not finite joins the `mask`, under tracing too. A masked entry
+    changes neither a result nor a gradient, as long as the operator's derivative is
+    finite there.
+
+    An observation whose operator is a Module or a function is a pytree of arrays only:
+    it passes through `jax.jit`, `vmap` and `scan`.
+    """
+
+    value: Float[Array, "*observation"]
+    operator: Callable[[Any], Array]
+    error: Error
+    mask: Bool[Array, "*observation"]
+    coordinates: dict[str, Float[Array, "*observation"]] | None
+
+    def __init__(
+        self,
+        value: Float[Array | np.ndarray, "*observation"],
+        operator: Callable[[Any], Array],
+        error: Error,
+        mask: Bool[Array | np.ndarray, "..."] | None = None,
+        coordinates: Mapping[str, Float[Array | np.ndarray, "..."]] | None = None,
+    ):
+        """Put together what was seen.
+
+        Args:
+            value: what was measured, any shape and unit, NaN where nothing was.
+            operator: from one state to an array of the value's shape and unit.
+            error: law of `value - operator(state)`, for example `Diagonal(std)`.
+            mask: True where the value counts; broadcasts to the value's shape.
+            coordinates: where each entry is, by name (`latitude` and `longitude` in
+                degrees); they broadcast to the value's shape. Those of the operator,
+                if it has any, when not given.
+
+        Raises:
+            ValueError: `value` is empty, or mask, coordinates or error do not fit its
+                shape.
+        """
+        value = jnp.asarray(value)
+        if value.size == 0:
+            raise ValueError(
+                f"`value` is empty, of shape {value.shape}. To observe nothing at "
+                "times, keep the entries and mask them."
+            )
+        mask = jnp.asarray(True if mask is None else mask)
+        if coordinates is None:
+            coordinates = getattr(operator, "coordinates", None)
+        if coordinates is not None:
+            coordinates = {
+                name: _fit(f"coordinates[{name!r}]", jnp.asarray(where), value.shape)
+                for name, where in coordinates.items()
+            }
+        self.value = value
+        # A bare function is a pytree leaf that `jax.jit` would refuse.
+        bare = jax.tree_util.all_leaves([operator])
+        self.operator = jax.tree_util.Partial(operator) if bare else operator
+        self.error = error
+        self.mask = _fit("mask", mask, value.shape) & jnp.isfinite(value)
+        self.coordinates = coordinates
+        white = jax.eval_shape(error.whiten, value, self.mask)
+        if white.shape != value.shape:
+            raise ValueError(
+                f"`error` whitens values of shape {value.shape} to {white.shape}."
+            )
+
+    def predict(self, state: PyTree[Any]) -> Float[Array, "*observation"]:
+        """Return what `state`, one member, would show, in the units of the value.
+
+        Raises:
+            ValueError: the operator's output has not the value's shape, or is not real.
+        """
+        prediction = jnp.asarray(self.operator(state))
+        if prediction.shape != self.value.shape:
+            raise ValueError(
+                f"`operator` returned the shape {prediction.shape}, `value` has "
+                f"{self.value.shape}."
+            )
+        if not jnp.issubdtype(prediction.dtype, jnp.floating):
+            raise ValueError(
+                f"`operator` must return real numbers, got {prediction.dtype}."
+            )
+        return prediction
+
+    def residual(
+        self, prediction: Float[Array, "*observation"]
+    ) -> Float[Array, "*observation"]:
+        """Return `value - prediction`, 0 where masked, in the value's units."""
+        dtype = wide(prediction.dtype)
+        # Double where: neither a missing value nor an unseen state may leak its NaN.
+        value = jnp.where(self.mask, self.value, 0).astype(dtype)
+        prediction = jnp.where(self.mask, prediction, 0).astype(dtype)
+        return jnp.where(self.mask, value - prediction, 0)
+
+    def innovation(self, state: PyTree[Any]) -> Float[Array, "*observation"]:
+        """Return `R^-1/2 (value - predict(state))`, 0 where masked, dimensionless."""
+        return self.error.whiten(self.residual(self.predict(state)), self.mask)
+
+    def log_prob(self, state: PyTree[Any]) -> Scalar:
+        """Return the log-likelihood of `state`, over the entries that count."""
+        return self.error.log_prob(self.residual(self.predict(state)), self.mask)
+
+    def sample(
+        self, state: PyTree[Any], *, key: Key[Array, ""]
+    ) -> Float[Array, "*observation"]:
+        """Return a value that `state` might have given, at masked entries too."""
+        prediction = self.predict(state)
+        return prediction + self.error.sample(prediction, key=key)
+
+    def linearise(
+        self, state: PyTree[Any]
+    ) -> tuple[Float[Array, "*observation"], lx.FunctionLinearOperator]:
+        """Return the innovation and the derivative of the whitened prediction.
+
+        With `innovation = R^-1/2 (y - H(x))`, the operator is `R^-1/2 dH/dx`, so a
+        change dx of the state leaves the innovation `innovation - operator.mv(dx)`;
+        masked entries are 0 in both. The operator is matrix-free: `mv` is a
+        Jacobian-vector product, `operator.transpose().mv` its adjoint. Its input has
+        the structure of the state's inexact leaves, None in place of the others; its
+        output has the shape of the value. In complex leaves it is real-linear.
+        """
+        state = jax.tree.map(jnp.asarray, state)
+        inexact, rest = eqx.partition(state, eqx.is_inexact_array)
+        prediction = lambda x: -self.innovation(eqx.combine(x, rest))
+        negative, derivative = jax.linearize(prediction, inexact)
+        structure = jax.eval_shape(lambda: inexact)
+        return -negative, lx.FunctionLinearOperator(derivative, structure)
+
+    def pullback(self, f: Callable[[Any], PyTree[Any]]) -> "Observation":
+        """Return the same observation of what `f` decodes: `operator(f(state))`.
+
+        `f` maps a state in other terms (other units, a latent, control variables, a
+        part of a larger state) to the state that the operator knows.
+        """
+        operator = _Composed(self.operator, f)
+        return Observation(
+            self.value, operator, self.error, self.mask, self.coordinates
+        )
+
+
+class _Composed(eqx.Module):
+    outer: Callable
+    inner: Callable
+
+    def __init__(self, outer: Callable, inner: Callable):
+        self.outer = outer
+        bare = jax.tree_util.all_leaves([inner])
+        self.inner = jax.tree_util.Partial(inner) if bare else inner
+
+    def __call__(self, state):
+        return self.outer(self.inner(state))
+
+
+def _fit(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"`{name}` of shape {array.shape} does not broadcast to the value's shape "
+            f"{shape}."
+        ) from None

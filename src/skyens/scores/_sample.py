@@ -1,0 +1,117 @@
+"""One update's forecasts, checked and brought to one form."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from skyens.scores._sums import Sums
+
+
+class Sample(NamedTuple):
+    """One update's forecasts, checked, masked and all of one number of axes."""
+
+    ensemble: Float[Array, "member *points"]
+    truth: Float[Array, "*points"]
+    valid: Bool[Array, "member *points"] | None  # None: all
+    weights: Float[Array, "*points"]  # broadcast over all points
+
+    @property
+    def count(self) -> Float[Array, "*points"]:
+        """The valid members of each point, at least 1 so that one may divide."""
+        if self.valid is None:
+            members = self.ensemble.shape[0]
+            return jnp.full((1,) * self.truth.ndim, members, self.truth.dtype)
+        count = jnp.sum(self.valid, axis=0, dtype=self.truth.dtype)
+        return jnp.maximum(count, 1)
+
+    def weights_of(self, least: int) -> Float[Array, "*points"]:
+        """Return the weights, 0 at points with fewer than `least` valid members."""
+        if self.valid is None:
+            return self.weights
+        enough = jnp.sum(self.valid, axis=0) >= least
+        return jnp.where(enough, self.weights, 0)
+
+    @property
+    def has_members(self) -> Bool[Array, "*points"]:
+        """Whether a point has any valid member."""
+        if self.valid is None:
+            return jnp.ones((1,) * self.truth.ndim, bool)
+        return self.valid.any(axis=0)
+
+    def departures(
+        self, reference: Float[Array, "*points"]
+    ) -> Float[Array, "member *points"]:
+        """Return the members minus `reference`, 0 where they are masked."""
+        departures = self.ensemble - reference[None]
+        return (
+            departures if self.valid is None else jnp.where(self.valid, departures, 0)
+        )
+
+    def mean_departure(
+        self, reference: Float[Array, "*points"]
+    ) -> Float[Array, "*points"]:
+        """Return the ensemble mean minus `reference`, exact at large offsets."""
+        return jnp.sum(self.departures(reference), axis=0) / self.count
+
+
+def sample(
+    sums: Sums,
+    ensemble: Float[Array, "member *points"],
+    truth: Float[Array, "*points"],
+    weights: Float[Array, "..."] | None,
+    where: Bool[Array, "..."] | None,
+    least: int = 1,
+) -> Sample:
+    """Check the arguments of an update and bring them to one form, float32 or more.
+
+    Raises:
+        ValueError: there are fewer than `least` members, or the shapes do not fit each
+            other or the axes that the state keeps.
+    """
+    if ensemble.ndim != truth.ndim + 1:
+        raise ValueError(
+            "`ensemble` leads with members and otherwise has the axes of `truth`; got "
+            f"shapes {ensemble.shape} and {truth.shape}."
+        )
+    if (members := ensemble.shape[0]) < least:
+        raise ValueError(f"`ensemble` needs at least {least} members, got {members}.")
+    dtype = jnp.result_type(ensemble, truth)
+    dtype = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+    weights = jnp.ones((), dtype) if weights is None else weights.astype(dtype)
+    weights = _pad_axes("weights", weights, truth.ndim)
+    points = {
+        "ensemble": ensemble.shape[1:],
+        "truth": truth.shape,
+        "weights": weights.shape,
+    }
+    if where is not None:
+        where = _pad_axes("where", where, ensemble.ndim)
+        if where.shape[0] not in (1, members):
+            raise ValueError(
+                f"`where` of shape {where.shape} does not broadcast against "
+                f"`ensemble` of shape {ensemble.shape}."
+            )
+        points["where"] = where.shape[1:]
+    try:
+        shape = jnp.broadcast_shapes(*points.values())
+    except ValueError:
+        raise ValueError(
+            f"These shapes, without members, do not broadcast: {points}."
+        ) from None
+    kept = sums["weight"].high.shape
+    if shape[: len(kept)] != kept:
+        raise ValueError(
+            f"The state was made by `init(shape={kept})` and keeps these leading axes, "
+            f"but what is scored has shape {shape}, from {points}."
+        )
+    if where is not None:
+        where = jnp.broadcast_to(where, (members, *where.shape[1:]))
+    weights = jnp.broadcast_to(weights, shape)
+    return Sample(ensemble.astype(dtype), truth.astype(dtype), where, weights)
+
+
+def _pad_axes(name: str, array: Array, ndim: int) -> Array:
+    if array.ndim > ndim:
+        raise ValueError(f"`{name}` of shape {array.shape} has more than {ndim} axes.")
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)

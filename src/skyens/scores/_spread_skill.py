@@ -1,0 +1,80 @@
+"""Does the spread of an ensemble say how wrong its mean is?"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float
+
+from skyens.scores._sample import sample
+from skyens.scores._sums import Sums, add_terms, empty_sums, merge_sums, ratio, root
+
+
+class SpreadAndSkill(NamedTuple):
+    """What `SpreadSkill` gives: two numbers in the field's units and their ratio."""
+
+    spread: Float[Array, "..."]  # root of the mean unbiased variance of the members
+    skill: Float[Array, "..."]  # root of the mean squared error of the ensemble mean
+    ratio: Float[Array, "..."]  # 1 for a reliable ensemble of any size
+
+
+class SpreadSkill(eqx.Module):
+    """The spread of the members against the error of their mean.
+
+    `ratio = sqrt(mean((M + 1) / M s^2)) / sqrt(mean(e^2))`, with `s^2` the variance
+    over `M - 1` and `e` the error of the mean. A reliable ensemble of any size has 1,
+    as its mean is itself uncertain by `s^2 / M`. Where members are masked, `M` is that
+    of the point; a point with fewer than two has no weight. `spread` is not corrected.
+    Arguments and state: see `Statistic`.
+
+    Source: Fortin et al. (2014), J. Hydrometeor. 15, 1708-1713, equation 15.
+    """
+
+    def init(self, shape: tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Sums:
+        """Return the state that has seen nothing, with `shape` as kept axes."""
+        names = "weight", "variance", "expected_square", "squared_error"
+        return empty_sums(dict.fromkeys(names, shape), dtype)
+
+    def update(
+        self,
+        state: Sums,
+        ensemble: Float[Array, "member ..."],
+        truth: Float[Array, "..."],
+        weights: Float[Array, "..."] | None = None,
+        where: Bool[Array, "..."] | None = None,
+    ) -> Sums:
+        """Return the state that has seen these forecasts too.
+
+        Raises:
+            ValueError: as for every statistic, or `ensemble` has one member.
+        """
+        seen = sample(state, ensemble, truth, weights, where, least=2)
+        weight = seen.weights_of(least=2)
+        error = seen.mean_departure(seen.truth)
+        anomalies = seen.departures(seen.truth) - error[None]
+        if seen.valid is not None:
+            anomalies = jnp.where(seen.valid, anomalies, 0)
+        variance = jnp.sum(anomalies**2, axis=0) / jnp.maximum(seen.count - 1, 1)
+        return add_terms(
+            state,
+            weight=weight,
+            variance=weight * variance,
+            expected_square=weight * variance * (seen.count + 1) / seen.count,
+            squared_error=weight * error**2,
+        )
+
+    def merge(self, first: Sums, second: Sums) -> Sums:
+        """Return the state that has seen what both have."""
+        return merge_sums(first, second)
+
+    def finalize(self, state: Sums) -> SpreadAndSkill:
+        """Return spread, skill and ratio; 0 where nothing valid was seen.
+
+        The ratio is 0 too where the skill is: a perfect mean has no ratio.
+        """
+        value = {name: total.value for name, total in state.items()}
+        return SpreadAndSkill(
+            spread=root(ratio(value["variance"], value["weight"])),
+            skill=root(ratio(value["squared_error"], value["weight"])),
+            ratio=ratio(root(value["expected_square"]), root(value["squared_error"])),
+        )

@@ -1,0 +1,125 @@
+"""Sums that lose nothing: two floats of one precision hold about twice its digits."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+
+class Sum(eqx.Module):
+    """A running sum as an unevaluated pair, `high + low`.
+
+    What rounding takes from `high` is kept in `low`, so that millions of float32 terms
+    add up as in float64, in any order and any grouping.
+
+    Source: Ogita, Rump & Oishi (2005), SIAM J. Sci. Comput. 26, 1955-1988.
+    """
+
+    high: Float[Array, "*shape"]
+    low: Float[Array, "*shape"]
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> "Sum":
+        """Return a sum over nothing."""
+        return Sum(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    @staticmethod
+    def over(values: Float[Array, "..."], keep: int) -> "Sum":
+        """Return the sum of `values` over all axes but the `keep` leading ones."""
+        size = math.prod(values.shape[keep:])
+        high = values.reshape(*values.shape[:keep], size)
+        total = Sum(high, jnp.zeros_like(high))
+        while size > 1:  # fold the row in two: log2(size) vector additions
+            size = -(-size // 2)
+            total = total[..., :size].merge(total[..., size:]._padded(size))
+        return Sum(total.high.sum(-1), total.low.sum(-1))
+
+    def __getitem__(self, index) -> "Sum":
+        """Return some of an array of sums."""
+        return Sum(self.high[index], self.low[index])
+
+    def merge(self, other: "Sum") -> "Sum":
+        """Return the sum of both, which have equal shapes and dtypes."""
+        high, error = _two_sum(self.high, other.high)
+        return Sum(*_two_sum(high, error + (self.low + other.low)))
+
+    def astype(self, dtype: DTypeLike) -> "Sum":
+        """Return the same sum as a pair of another precision."""
+        high = self.high.astype(dtype)
+        rest = (self.high - high.astype(self.high.dtype)) + self.low
+        return Sum(*_two_sum(high, rest.astype(dtype)))
+
+    @property
+    def value(self) -> Float[Array, "*shape"]:
+        """The sum, rounded once."""
+        return self.high + self.low
+
+    def _padded(self, size: int) -> "Sum":
+        pad = [(0, 0)] * (self.high.ndim - 1) + [(0, size - self.high.shape[-1])]
+        return jax.tree.map(lambda x: jnp.pad(x, pad), self)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return `a + b` rounded, and exactly what the rounding lost (Knuth)."""
+    total = a + b
+    share = total - a
+    return total, (a - (total - share)) + (b - share)
+
+
+Sums = dict[str, Sum]
+
+
+def empty_sums(shapes: dict[str, tuple[int, ...]], dtype: DTypeLike | None) -> Sums:
+    """Return zero sums of the shapes given by name.
+
+    Raises:
+        ValueError: `dtype` is neither float32 nor float64.
+    """
+    kind = jnp.zeros((), float if dtype is None else dtype).dtype
+    if kind not in (jnp.float32, jnp.float64):
+        raise ValueError(f"`dtype` must be float32 or float64, got {dtype}.")
+    return {name: Sum.zeros(shape, kind) for name, shape in shapes.items()}
+
+
+def add_terms(sums: Sums, **terms: Float[Array, "..."] | Sum) -> Sums:
+    """Return `sums` plus terms, summed over the axes that each sum does not keep."""
+    added = {}
+    for name, term in terms.items():
+        total = sums[name].high
+        term = term if isinstance(term, Sum) else Sum.over(term, total.ndim)
+        added[name] = term.astype(total.dtype)
+    return merge_sums(sums, added)
+
+
+def merge_sums(first: Sums, second: Sums) -> Sums:
+    """Return the sums of both states, name by name.
+
+    Raises:
+        ValueError: the states differ in names, shapes or dtypes.
+    """
+    if (a := _summary(first)) != (b := _summary(second)):
+        raise ValueError(f"States of different kinds do not merge: {a} and {b}.")
+    return {name: total.merge(second[name]) for name, total in first.items()}
+
+
+def _summary(sums: Sums) -> dict[str, str]:
+    return {
+        name: f"{total.high.dtype}{list(total.high.shape)}"
+        for name, total in sums.items()
+    }
+
+
+def ratio(
+    numerator: Float[Array, "..."], denominator: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Return the quotient, and 0 with gradient 0 where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
+
+
+def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the square root, with gradient 0 at 0."""
+    zero = square == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

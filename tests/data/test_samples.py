@@ -1,0 +1,105 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+import skyens.data
+from skyens.data import _samples, open_sample, station_positions
+
+FOLDER = Path(skyens.data.__file__).parent / "samples"
+
+
+def test_era5_eda_is_what_it_says():
+    sample = open_sample("era5_eda")
+    dims = ("member", "time", "level", "latitude", "longitude")
+    assert sample["geopotential"].dims == sample["temperature"].dims == dims
+    assert sample["geopotential"].attrs["units"] == "m2 s-2"
+    assert sample["temperature"].attrs["units"] == "K"
+    assert sample["time"].attrs["standard_name"] == "time"
+    hours = np.diff(sample["time"].values) / np.timedelta64(1, "h")
+    np.testing.assert_array_equal(hours, [12, 12, 12])
+    assert sample["latitude"].values[0] == -90
+    assert sample["latitude"].values[-1] == 90
+    height = sample["geopotential"].sel(level=500) / 9.80665
+    assert 4500 < height.min() < height.max() < 6100  # m, the range the Earth shows
+    assert 180 < sample["temperature"].min() < sample["temperature"].max() < 330
+    # A pole is one point.
+    pole = sample["geopotential"].isel(latitude=[0, -1])
+    np.testing.assert_array_equal(pole, pole.isel(longitude=[0] * 120))
+
+
+def test_radiosonde_and_topography_are_what_they_say():
+    soundings = open_sample("radiosonde")
+    assert soundings["geopotential_height"].dims == ("profile", "level")
+    assert soundings["geopotential_height"].attrs["units"] == "m"
+    assert soundings["station"].dtype.kind == "U"
+    relief = open_sample("topography")["elevation"]
+    assert relief.shape == (540, 1080)
+    assert relief.attrs["units"] == "m"
+    # Mount Everest's cell is high, the Mariana trench's deep, Denver's in between.
+    at = lambda latitude, longitude: relief.sel(
+        latitude=latitude, longitude=longitude, method="nearest"
+    ).item()
+    assert at(28, 87) > 4000
+    assert at(11.4, 142.3) < -5000
+    assert 1400 < at(39.7, 255) < 2500
+
+
+@pytest.mark.parametrize("name", ["era5_eda", "radiosonde", "topography"])
+def test_samples_are_in_memory_and_attributed(name):
+    sample = open_sample(name)
+    assert sample.attrs["license"]
+    assert sample.attrs["attribution"]
+    assert all(variable._in_memory for variable in sample.variables.values())
+    attribution = (FOLDER / "ATTRIBUTION.md").read_text("utf-8")
+    assert f"`{name}`" in attribution
+    assert f"`{_samples._SAMPLES[name][0]}`" in attribution
+
+
+def test_no_file_is_shipped_without_a_name():
+    shipped = {path.name for path in FOLDER.glob("*.nc")}
+    assert shipped == {file for file, _ in _samples._SAMPLES.values()}
+
+
+def test_both_engines_read_the_same(monkeypatch):
+    expected = open_sample("era5_eda")
+    monkeypatch.setattr(_samples, "_netcdf_engine", lambda: "h5netcdf")
+    xarray.testing.assert_identical(open_sample("era5_eda"), expected)
+
+
+def test_stations_are_real_and_unique():
+    stations = station_positions()
+    latitude, longitude = stations["latitude"].values, stations["longitude"].values
+    assert stations.sizes["station"] == len(set(stations["station"].values.tolist()))
+    assert len(set(zip(latitude, longitude, strict=True))) == latitude.size > 400
+    assert latitude.min() == -90  # Amundsen-Scott
+    assert latitude.max() <= 90
+    assert longitude.min() >= 0
+    assert longitude.max() < 360
+    tampa = stations.sel(station="72210")
+    assert abs(tampa["latitude"] - 27.7) < 0.1
+    assert abs(tampa["longitude"] - (360 - 82.4)) < 0.1
+
+
+def test_stations_without_position_or_twice_are_left_out(monkeypatch):
+    soundings = open_sample("radiosonde").isel(profile=[0, 1, 1, 2, 3, 4]).copy(True)
+    latitude = soundings["latitude"].values.copy()
+    latitude[3] = np.nan
+    soundings["latitude"] = ("profile", latitude, soundings["latitude"].attrs)
+    longitude = soundings["longitude"].values.copy()
+    latitude[5], longitude[5] = latitude[0], longitude[0]
+    soundings["longitude"] = ("profile", longitude, soundings["longitude"].attrs)
+    monkeypatch.setattr(_samples, "open_sample", lambda name: soundings)
+    expected = soundings["station"].values[[0, 1, 4]]
+    np.testing.assert_array_equal(station_positions()["station"], expected)
+
+
+def test_wrong_use_is_reported(monkeypatch):
+    with pytest.raises(ValueError, match=r"one of .*'era5_eda'.*got 'era6'"):
+        open_sample("era6")
+    monkeypatch.setitem(sys.modules, "netCDF4", None)
+    monkeypatch.setattr(_samples, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "skyens\[io\]"'):
+        open_sample("era5_eda")

@@ -1,0 +1,46 @@
+import chex
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from skyens.scores import SpreadSkill
+
+
+class SpreadSkillTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
+    def test_it_is_fortins_ratio(self):
+        ensemble, truth = jr.normal(jr.key(0), (5, 2, 9)), jr.normal(jr.key(1), (2, 9))
+        stat = SpreadSkill()
+        run = self.variant(lambda x, y: stat.update(stat.init((2,)), x, y))
+        found = stat.finalize(run(ensemble, truth))
+        x, y = np.asarray(ensemble), np.asarray(truth)
+        spread = np.sqrt(x.var(0, ddof=1).mean(-1))
+        skill = np.sqrt(((x.mean(0) - y) ** 2).mean(-1))
+        ratio = np.sqrt(6 / 5) * spread / skill
+        chex.assert_trees_all_close(tuple(found), (spread, skill, ratio), rtol=1e-12)
+
+
+@pytest.mark.parametrize("members", [2, 4, 20])
+def test_a_reliable_ensemble_of_any_size_has_ratio_one(members):
+    points = 40_000
+    centre, x = jr.normal(jr.key(2), (points,)), jr.normal(jr.key(3), (members, points))
+    truth = centre + jr.normal(jr.key(4), (points,))
+    stat = SpreadSkill()
+    where = jr.bernoulli(jr.key(5), 0.7, (members, points))
+    for mask in (None, where):
+        state = stat.update(stat.init(), centre[None] + x, truth, where=mask)
+        # Two members: variance and squared error each know the ratio to 1 / sqrt(n).
+        np.testing.assert_allclose(stat.finalize(state).ratio, 1, atol=0.025)
+
+
+def test_points_with_one_member_left_have_no_weight():
+    ensemble, truth = jr.normal(jr.key(6), (3, 4)), jr.normal(jr.key(7), (4,))
+    where = jnp.ones((3, 4), bool).at[:2, 1].set(False).at[0, 2].set(False)
+    stat = SpreadSkill()
+    found = stat.update(stat.init(), ensemble, truth, where=where)
+    assert found["weight"].value == 3
+    state = stat.init()
+    for point, members in [(0, 3), (2, 2), (3, 3)]:
+        state = stat.update(state, ensemble[3 - members :, point], truth[point])
+    chex.assert_trees_all_close(stat.finalize(found), stat.finalize(state), rtol=1e-12)
