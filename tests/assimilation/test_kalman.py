@@ -3,8 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from skyens.assimilation import kalman_update
 from skyens.observations import Dense, Diagonal, Linear, Observation
@@ -48,7 +47,9 @@ def test_the_mean_is_any_pytree_and_a_gradient_exists():
         mean, covariance, Observation(value, Linear(matrix), Diagonal(1.0))
     )
     split = {"a": mean[:1].reshape(1, 1), "b": mean[1:]}
-    see = lambda state: matrix @ jnp.concatenate([state["a"][0], state["b"]])
+    see = lambda state: (
+        jnp.asarray(matrix) @ jnp.concatenate([state["a"][0], state["b"]])
+    )
     parts, remaining = update(split, covariance, Observation(value, see, Diagonal(1.0)))
     chex.assert_trees_all_equal_shapes(parts, split)
     joined = jnp.concatenate([parts["a"][0], parts["b"]])

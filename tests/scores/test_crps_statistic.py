@@ -35,18 +35,6 @@ def test_points_with_too_few_members_have_no_weight():
         chex.assert_trees_all_close(stat.finalize(state)[0], expected, rtol=1e-12)
 
 
-def test_a_mask_may_differ_between_regions():
-    stat = CRPS()
-    where = jr.bernoulli(jr.key(2), 0.5, (3, 2, 3, 4))  # regions before lead times
-    state = stat.update(
-        stat.init((3, 2)), ENSEMBLE[:, None], TRUTH[None], where=where[None]
-    )
-    for region in range(3):
-        one = stat.update(stat.init((2,)), ENSEMBLE, TRUTH, where=where[region])
-        value = stat.finalize(state)[region]
-        chex.assert_trees_all_close(value, stat.finalize(one), rtol=1e-12)
-
-
 def test_wrong_use_is_reported():
     with pytest.raises(ValueError, match=r"`alpha` must lie in \[0, 1\], got -1"):
         CRPS(-1.0)

@@ -5,6 +5,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 import scoringrules
+from jax.test_util import check_grads
 from scipy import integrate, stats
 
 from skyens.scores import crps, crps_normal
@@ -27,7 +28,9 @@ class NormalTest(chex.TestCase):
         mean, std = jnp.array([0.0, 3.0, -1.0]), jnp.array([1.0, 0.5, 4.0])
         truth = jnp.array([0.0, 3.7, 5.0])
         score = self.variant(crps_normal)(mean, std, truth)
-        expected = [integral(*map(float, x)) for x in zip(mean, std, truth)]
+        expected = [
+            integral(*map(float, x)) for x in zip(mean, std, truth, strict=True)
+        ]
         chex.assert_trees_all_close(score, np.array(expected), rtol=1e-9)
 
 
@@ -55,7 +58,7 @@ def test_it_is_proper():
 
 def test_gradients_are_those_of_finite_differences_in_both_modes():
     args = jnp.array([0.3, -1.0]), jnp.array([0.7, 2.0]), jnp.array([1.0, -4.0])
-    jax.test_util.check_grads(jax.jit(crps_normal), args, order=2, modes=("fwd", "rev"))
+    check_grads(jax.jit(crps_normal), args, order=2, modes=("fwd", "rev"))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])

@@ -60,5 +60,5 @@ def test_wrong_use_is_reported():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         RankHistogram(0)
     stat = RankHistogram(4)
-    with pytest.raises(ValueError, match="has 3 members, but .* is for 4"):
+    with pytest.raises(ValueError, match=r"has 3 members, but .* is for 4"):
         stat.update(stat.init(), jnp.zeros((3, 2)), jnp.zeros(2))

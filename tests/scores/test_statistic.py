@@ -32,7 +32,7 @@ every = pytest.mark.parametrize("name", list(STATISTICS))
 @eqx.filter_jit
 def update(name, state, ensemble, truth, **more):
     if name == "AnomalyCorrelation":
-        more["climatology"] = jnp.full((), 0.3, truth.dtype)
+        more["climatology"] = jnp.full((), 0.25, truth.dtype)
     return STATISTICS[name].update(state, ensemble, truth, **more)
 
 
@@ -186,7 +186,9 @@ def test_float32_states_stay_float32_and_float64_states_keep_more(name, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, stat.init((4,), jnp.float32))
     wide = update(name, stat.init((4,)), ensemble.astype(float), truth.astype(float))
     for found, expected in zip(
-        jax.tree.leaves(stat.finalize(state)), jax.tree.leaves(stat.finalize(wide))
+        jax.tree.leaves(stat.finalize(state)),
+        jax.tree.leaves(stat.finalize(wide)),
+        strict=True,
     ):
         assert found.dtype == jnp.float32
         chex.assert_trees_all_close(found.astype(float), expected, atol=1e-6)
@@ -202,6 +204,24 @@ def test_regions_are_an_axis_of_the_weights(name):
     )
     for i in range(5):
         one = update(name, stat.init((2,)), ensemble, truth, weights=regions[i])
+        both = jax.tree.map(lambda x, i=i: x[i], stat.finalize(state))
+        close(both, stat.finalize(one))
+
+
+@every
+def test_masks_may_differ_between_regions(name):
+    stat = STATISTICS[name]
+    ensemble, truth = forecasts(9, 2, 6)
+    where = jr.bernoulli(jr.key(10), 0.6, (3, MEMBERS, 2, 6))
+    state = update(
+        name,
+        stat.init((3, 2)),
+        ensemble[:, None],
+        truth[None],
+        where=jnp.moveaxis(where, 0, 1),
+    )
+    for i in range(3):
+        one = update(name, stat.init((2,)), ensemble, truth, where=where[i])
         both = jax.tree.map(lambda x, i=i: x[i], stat.finalize(state))
         close(both, stat.finalize(one))
 
@@ -224,11 +244,11 @@ def test_devices_merge_to_the_same_state_everywhere(name):
 def test_devices_of_a_mesh_merge_inside_shard_map():
     """In a process of its own, as the number of devices is fixed at the start."""
     program = """
-        import jax, jax.numpy as jnp, jax.random as jr
-        from jax.sharding import PartitionSpec as P
+        import jax, jax.numpy as jnp, jax.random as jr, numpy as np
+        from jax.sharding import Mesh, PartitionSpec as P
         from skyens import scores
 
-        mesh = jax.make_mesh((2, 2), ("data", "model"))
+        mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
         stat = scores.SpreadSkill()
         ensemble, truth = jr.normal(jr.key(0), (5, 8, 6)), jr.normal(jr.key(1), (8, 6))
         part = lambda x, y: stat.update(stat.init((6,)), x.mT, y.mT)

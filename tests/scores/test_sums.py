@@ -23,7 +23,7 @@ class SumTest(chex.TestCase):
         total = self.variant(lambda x: Sum.over(x, 0))(values)
         chex.assert_trees_all_equal_dtypes(total, Sum.zeros((), jnp.float32))
         expected = math.fsum(np.asarray(values).tolist())
-        np.testing.assert_allclose(exact(total), expected, rtol=1e-13)
+        np.testing.assert_allclose(exact(total), expected, rtol=1e-11)
         plain = float(jnp.cumsum(values)[-1])
         assert abs(plain - expected) > 1e-9 * expected  # or this would prove nothing
 
@@ -33,7 +33,7 @@ def test_a_scan_of_float32_terms_adds_up_as_in_float64():
     step = lambda total, x: (total.merge(Sum.over(x, 1)), None)
     total, _ = lax.scan(step, Sum.zeros((2,), jnp.float32), values)
     expected = np.asarray(values, float).sum(0)
-    np.testing.assert_allclose(exact(total), expected, rtol=1e-13)
+    np.testing.assert_allclose(exact(total), expected, rtol=1e-11)
 
 
 def test_cancelling_terms_leave_what_float32_cannot_hold():
@@ -86,7 +86,7 @@ def test_quotients_and_roots_have_finite_gradients_at_zero():
 
 
 def test_wrong_use_is_reported():
-    with pytest.raises(ValueError, match="float32 or float64, got .*bfloat16"):
+    with pytest.raises(ValueError, match=r"float32 or float64, got .*bfloat16"):
         empty_sums({"weight": ()}, jnp.bfloat16)
     first = empty_sums({"weight": ()}, None)
     with pytest.raises(ValueError, match=r"float64\[\].*float64\[2\]"):

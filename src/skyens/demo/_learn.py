@@ -64,7 +64,7 @@ def make_worlds(
 
 
 def build_step(grid: dict, width: int, blocks: int, lmax: int, noise_channels: int):
-    """Return the untrained step of these hyperparameters; checkpoints rebuild with it."""
+    """Return the untrained step of these hyperparameters, for checkpoints to fill."""
     network = nn.SFNO(
         sphere.Grid(**grid),
         1,
@@ -75,13 +75,17 @@ def build_step(grid: dict, width: int, blocks: int, lmax: int, noise_channels: i
         noise_channels=noise_channels,
         key=jr.key(0),
     )
-    noise = jnp.asarray(sphere.matern_spectrum(lmax, 0.2), jnp.result_type(float))
-    process = sphere.AutoregressiveField(
-        sphere.GaussianRandomField(network.inner, noise),
-        float(np.exp(-STEP_HOURS / MEMORY_HOURS)),
-    )
+    power = jnp.asarray(sphere.matern_spectrum(lmax, 0.2), jnp.result_type(float))
+    field = sphere.GaussianRandomField(network.inner, power)
+    # Half of the noise lasts as the physics' errors do; half is new at each step, for
+    # what the network itself gets wrong.
+    memory = float(np.exp(-STEP_HOURS / MEMORY_HOURS))
+    processes = [
+        sphere.AutoregressiveField(field, memory if i % 2 == 0 else 0.0)
+        for i in range(noise_channels)
+    ]
     one = jnp.ones(1)
-    return nn.NeuralStep(network, nn.Normaliser(0 * one, one), one, process)
+    return nn.NeuralStep(network, nn.Normaliser(0 * one, one), one, processes)
 
 
 def hyperparameters(grid: sphere.Grid) -> dict[str, Any]:
@@ -141,9 +145,7 @@ def make_loss(grid: sphere.Grid) -> Callable:
             return jax.vmap(one)(keys)[:, :, 0]
 
         ensemble = jax.vmap(members)(batch[:, 0], jr.split(key, len(batch)))
-        crps = scores.crps(
-            ensemble / step.change, truth / step.change, alpha=ALPHA, axis=1
-        )
+        crps = scores.crps(ensemble, truth, alpha=ALPHA, axis=1) / step.change
         return jnp.mean(crps * area.astype(crps.dtype))
 
     return loss

@@ -1,5 +1,6 @@
 """From ten analyses to many members, forward in time, and corrected at 12 hours."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -89,11 +90,16 @@ def forecast(
     parts = []
     blocks = range(0, count, WIDTH)
     for first in training.progress(blocks, description=description):
-        members = np.arange(first, min(first + WIDTH, count))
-        block = jax.tree.map(lambda leaf: leaf[members], states)
+        block = slice(first, min(first + WIDTH, count))
         parts.append(
             run(
-                step, block, steps, key=key, members=members, width=WIDTH, reduce=reduce
+                step,
+                jax.tree.map(operator.itemgetter(block), states),
+                steps,
+                key=key,
+                members=np.arange(count)[block],
+                width=WIDTH,
+                reduce=reduce,
             )
         )
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -112,17 +118,17 @@ def assimilate(
         name: jnp.asarray(stations[name].values, states["value"].dtype)
         for name in ("latitude", "longitude")
     }
-    operator = _HeightAt(analyses.grid, **place)
+    height_at = _HeightAt(analyses.grid, **place)
     std = jnp.full(place["latitude"].shape, STATION_ERROR, states["value"].dtype)
     make = lambda value: observations.Observation(
-        value, operator, observations.Diagonal(std), coordinates=place
+        value, height_at, observations.Diagonal(std), coordinates=place
     )
     truth = {"value": jnp.asarray(analyses.truth[0])}
-    value = make(operator(truth)).sample(truth, key=run_key(key, Purpose.OBSERVE))
+    value = make(height_at(truth)).sample(truth, key=run_key(key, Purpose.OBSERVE))
     observation = make(value)
     method = assimilation.LETKF(
         assimilation.Localisation(analyses.grid, place, length=LOCALISATION),
-        where=lambda state: {"value": True, "noise": False},
+        where=_value,
     )
     analysis, info = eqx.filter_jit(method)(states, observation)
     return analysis, info, observation

@@ -30,7 +30,7 @@ def draw(
     analyses: Analyses,
     card: "pandas.DataFrame",
     increment: np.ndarray,
-    stations: tuple[np.ndarray, np.ndarray],
+    stations: Mapping[str, np.ndarray],
 ) -> list[Path]:
     """Draw the six pictures into `folder` and return their paths."""
     import matplotlib.pyplot as plt
@@ -60,7 +60,8 @@ def draw(
         plot.increment(
             increment,
             grid,
-            *stations,
+            station_latitude=np.asarray(stations["latitude"]),
+            station_longitude=np.asarray(stations["longitude"]),
             units="m",
             title="What the stations change at 12 h",
         ),

@@ -1,7 +1,9 @@
 """The whole job: analyses in, a verified ensemble forecast and its pictures out."""
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,9 @@ from skyens.demo._world import (
 )
 from skyens.dynamics import Purpose, member_keys, run_key
 
+if TYPE_CHECKING:
+    import pandas
+
 STEPS = int(LEADS[-1]) // STEP_HOURS
 FIRST = int(LEADS[0]) // STEP_HOURS
 
@@ -57,8 +62,13 @@ class Settings:
             raise ValueError(f"`epochs` must be at least 1, got {self.epochs}.")
 
 
-def run(settings: Settings) -> "skyens.demo.Settings":
-    """Run the demo and write everything below `settings.output`."""
+def run(settings: Settings) -> "pandas.DataFrame":
+    """Run the demo, write everything below `settings.output`, return the scorecard.
+
+    Raises:
+        FileExistsError: the output folder holds data that are not this demo's.
+        ValueError: it holds a checkpoint of another model, or a broken one.
+    """
     folder = Path(settings.output)
     data.check_output(folder / "forecast.zarr", overwrite=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,11 +78,11 @@ def run(settings: Settings) -> "skyens.demo.Settings":
     say("real analyses and the physics")
     analyses = open_analyses()
     model = physics(analyses.grid)
-    start_key = lambda purpose, version: run_key(
-        key, purpose, start=analyses.time[0], version=version
+    # Model versions: 0 is the physics, 1 the learned step.
+    key_of = lambda purpose, version, time=0: run_key(
+        key, purpose, start=analyses.time[time], version=version
     )
-    error_key = start_key(Purpose.STEP, 0)
-    noisy = fit_model_error(model, analyses, key=error_key)
+    noisy = fit_model_error(model, analyses, key=key_of(Purpose.STEP, 0))
 
     say("a learned step")
     signature = {"seed": settings.seed, "epochs": settings.epochs}
@@ -91,19 +101,19 @@ def run(settings: Settings) -> "skyens.demo.Settings":
     start = starting_members(model, analyses, settings.members, key=key)
 
     say("physics ensemble")
-    step_key = start_key(Purpose.STEP, 1)
-    keys = member_keys(start_key(Purpose.PERTURB, 1), settings.members)
+    keys = member_keys(key_of(Purpose.PERTURB, 0), settings.members)
     states = jax.vmap(lambda value, key: noisy.start(value, key=key))(start, keys)
     whole = lambda state: state
+    step_key = key_of(Purpose.STEP, 0)
     path = forecast(noisy, states, FIRST, key=step_key, reduce=whole)
     at_12 = jax.tree.map(lambda leaf: leaf[:, -1], path)
-    later_key = start_key(Purpose.STEP, 2)
+    later_key = key_of(Purpose.STEP, 0, time=1)
     later = forecast(noisy, at_12, STEPS - FIRST, key=later_key)
     free = jnp.concatenate([path["value"], later], axis=1)
 
     say("assimilation at 12 h")
     corrected, info, observation = assimilate(
-        at_12, analyses, key=start_key(Purpose.ANALYSE, 0)
+        at_12, analyses, key=key_of(Purpose.OBSERVE, 0, time=1)
     )
     print(
         f"   {int(info.used)} heights used, {int(info.masked)} masked; chi-square per "
@@ -114,8 +124,8 @@ def run(settings: Settings) -> "skyens.demo.Settings":
     assimilated = jnp.concatenate([blank, corrected["value"][:, None], later], axis=1)
 
     say("neural ensemble")
-    neural_key = start_key(Purpose.STEP, 3)
-    keys = member_keys(start_key(Purpose.PERTURB, 3), settings.members)
+    neural_key = key_of(Purpose.STEP, 1)
+    keys = member_keys(key_of(Purpose.PERTURB, 1), settings.members)
     states = jax.vmap(lambda value, key: learned.start(value[None], key=key))(
         start, keys
     )
@@ -139,7 +149,7 @@ def run(settings: Settings) -> "skyens.demo.Settings":
         "control": at_leads(undisturbed[:1]),
         "persistence": np.repeat(analyses.height[:1, :1], len(LEADS), axis=1),
         "dressed persistence": dressed_persistence(
-            analyses, settings.members, key=start_key(Purpose.PERTURB, 4)
+            analyses, settings.members, key=key_of(Purpose.PERTURB, 2)
         ),
         "ten undisturbed": at_leads(undisturbed),
         "physics": at_leads(free),
@@ -176,13 +186,54 @@ def run(settings: Settings) -> "skyens.demo.Settings":
         analyses,
         card,
         np.asarray((corrected["value"] - at_12["value"]).mean(0)),
-        tuple(
-            np.asarray(observation.coordinates[n]) for n in ("latitude", "longitude")
-        ),
+        observation.coordinates,
     )
     say.done()
     _print_results(card, failed)
     print("\nWritten:")
     for path in [folder / "forecast.zarr", folder / "scorecard.csv", *pictures]:
         print(f"  {path}")
-    return settings
+    return card
+
+
+class _Clock:
+    """Say what is being done, and at the end how long it took."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def __call__(self, what: str) -> None:
+        print(f"[{time.perf_counter() - self.start:5.0f} s] {what}", flush=True)
+
+    def done(self) -> None:
+        self("done")
+
+
+def _only_after(fields: np.ndarray) -> np.ndarray:
+    """Return the leads after the assimilation alone: its own time is no forecast."""
+    return np.where((LEADS[0] < LEADS)[None, :, None, None], fields, np.nan)
+
+
+def _training_words(report: dict, epochs: int) -> str:
+    losses = " ".join(f"{loss:.3f}" for loss in report["losses"])
+    words = f"   {epochs} epochs, CRPS over a 6 h change's size by epoch: {losses}"
+    if report["reused"]:
+        words += f"\n   {report['reused']} of them reused from the checkpoint"
+    if report["failures"]:
+        words += f"\n   {report['failures']} updates failed and changed nothing"
+    return words
+
+
+def _print_results(card: "pandas.DataFrame", failed: dict[str, int]) -> None:
+    shown = ["rmse", "crps", "spread", "spread_skill", "anomaly_correlation"]
+    for region, rows in card.groupby("region", sort=False):
+        print(f"\n500 hPa height, {region} (m)")
+        table = rows[["system", "lead_time", *shown]].rename(
+            columns={"lead_time": "hours", "anomaly_correlation": "anomaly corr."}
+        )
+        print(table.to_string(index=False, float_format="%.2f", na_rep="-"))
+    print(f"\nMembers that failed: {sum(failed.values())}")
+    print("\nAims, at the times that nothing was fitted to")
+    for words, met in aims(card, ("physics", "neural")):
+        print(f"  {'met   ' if met else 'MISSED'}  {words}")
+    print(f"\n{CAUTION}")

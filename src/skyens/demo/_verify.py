@@ -112,7 +112,7 @@ def ranks(
 
 
 def aims(card: "pandas.DataFrame", systems: tuple[str, ...]) -> list[tuple[str, bool]]:
-    """Return what the demo aims at, in words with the numbers, and whether it is met."""
+    """Return each aim in words with its numbers, and whether it is met."""
     table = card.set_index(["system", "lead_time", "region"])
     lines = []
     for system in systems:

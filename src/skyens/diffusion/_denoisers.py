@@ -215,11 +215,6 @@ def _precision(variances, sigma):
     return jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
 
 
-def _in_basis(basis, factors, vector):
-    along = jnp.matmul(basis.T, vector, precision="highest")
-    return jnp.matmul(basis, factors * along, precision="highest")
-
-
 def _shrink(covariance, basis, variances, vector, sigma):
     """Return `C (C + sigma^2 I)^-1 vector`, with its derivatives in C.
 
@@ -228,14 +223,15 @@ def _shrink(covariance, basis, variances, vector, sigma):
     from the C0 they were made of it changes, with K = (C + sigma^2 I)^-1, by
     `sigma^2 K0 (C - C0) K vector`: always 0, and right in derivatives of every order.
     """
-    noise, precision = sigma * sigma, _precision(variances, sigma)
     multiply = lambda matrix, v: jnp.matmul(matrix, v, precision="highest")
+    noise, precision = sigma * sigma, _precision(variances, sigma)
     solved = jax.lax.custom_linear_solve(
         lambda v: multiply(covariance, v) + noise * v,
         vector,
-        solve=lambda _, v: _in_basis(basis, precision, v),
+        solve=lambda _, v: multiply(basis, precision * multiply(basis.T, v)),
         symmetric=True,
     )
-    moved = multiply(covariance - jax.lax.stop_gradient(covariance), solved)
-    shrunk = _in_basis(basis, _gain(variances, sigma), vector)
-    return shrunk + _in_basis(basis, noise * precision, moved)
+    change = multiply(covariance - jax.lax.stop_gradient(covariance), solved)
+    along = _gain(variances, sigma) * multiply(basis.T, vector)
+    along = along + noise * precision * multiply(basis.T, change)
+    return multiply(basis, along)

@@ -1,12 +1,11 @@
 """A network as a step: units, increments and the memory of its noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Complex, Float, Key, PyTree
 
 from skyens.nn._normaliser import Normaliser
 from skyens.sphere import AutoregressiveField
@@ -23,14 +22,14 @@ class NeuralStep(eqx.Module):
     network: Callable
     normaliser: Normaliser
     change: Float[Array, " channel"] = eqx.field(metadata={"trainable": False})
-    process: AutoregressiveField
+    processes: tuple[AutoregressiveField, ...]
 
     def __init__(
         self,
         network: Callable,
         normaliser: Normaliser,
         change: Float[Array, " channel"],
-        process: AutoregressiveField,
+        processes: Sequence[AutoregressiveField],
     ):
         """Wrap a network.
 
@@ -39,25 +38,42 @@ class NeuralStep(eqx.Module):
                 `SFNO`, with `noise_channels`.
             normaliser: of the fields.
             change: typical size of each channel's change over the step, in its units.
-            process: the noise in time, of order one, up to the network's `lmax`.
+            processes: the noise in time, one for each of the network's channels of
+                noise, of order one and up to its `lmax`. Give some a memory and some
+                none: training finds out which errors last.
+
+        Raises:
+            ValueError: there is another number of processes than channels of noise.
         """
+        if len(processes) != network.noise_channels:
+            raise ValueError(
+                f"`processes` must have one entry for each of the network's "
+                f"{network.noise_channels} channels of noise, got {len(processes)}."
+            )
         self.network, self.normaliser = network, normaliser
-        self.change, self.process = jnp.asarray(change), process
+        self.change, self.processes = jnp.asarray(change), tuple(processes)
 
     def start(
         self, value: Float[Array, "channel latitude longitude"], *, key: Key[Array, ""]
     ) -> dict[str, PyTree]:
         """Return the state of a member that starts from `value` (physical units)."""
-        keys = jr.split(key, self.network.noise_channels)
-        return {"value": value, "noise": jax.vmap(self.process.start)(keys)}
+        return {"value": value, "noise": self._draw(lambda i, p, k: p.start(k), key)}
 
     def __call__(
         self, state: dict[str, PyTree], forcing: None = None, *, key: Key[Array, ""]
     ) -> dict[str, PyTree]:
         """Return the state one step later."""
         value, noise = state["value"], state["noise"]
-        keys = jr.split(key, noise.shape[0])
-        noise = jax.vmap(lambda n, k: self.process(n, key=k))(noise, keys)
+        noise = self._draw(lambda i, p, k: p(noise[i], key=k), key)
         change = self.network(self.normaliser(value), noise)
         scale = self.change.astype(value.dtype)[:, None, None]
         return {"value": value + scale * change.astype(value.dtype), "noise": noise}
+
+    def _draw(self, draw: Callable, key) -> Complex[Array, "noise l m"]:
+        """Stack one draw for each process, each with its own key."""
+        size = self.network.lmax + 1
+        if not self.processes:
+            return jnp.zeros((0, size, size), jnp.result_type(complex))
+        keys = jr.split(key, len(self.processes))
+        pairs = enumerate(zip(self.processes, keys, strict=True))
+        return jnp.stack([draw(i, process, k) for i, (process, k) in pairs])

@@ -5,10 +5,14 @@ known; every filter, variational method and diffusion posterior takes it. Missin
 are masks of static shape.
 """
 
-from skyens.observations._errors import Dense as Dense
-from skyens.observations._errors import Diagonal as Diagonal
-from skyens.observations._errors import Error as Error
+from skyens.observations._errors import (
+    Dense as Dense,
+    Diagonal as Diagonal,
+    Error as Error,
+)
 from skyens.observations._observation import Observation as Observation
-from skyens.observations._operators import Index as Index
-from skyens.observations._operators import Interpolate as Interpolate
-from skyens.observations._operators import Linear as Linear
+from skyens.observations._operators import (
+    Index as Index,
+    Interpolate as Interpolate,
+    Linear as Linear,
+)

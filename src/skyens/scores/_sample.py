@@ -39,26 +39,22 @@ class Sample(NamedTuple):
             return jnp.ones((1,) * self.truth.ndim, bool)
         return self.valid.any(axis=0)
 
-    def departures(
-        self, reference: Float[Array, "*points"]
-    ) -> Float[Array, "member *points"]:
+    def departures(self, reference: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the members minus `reference`, 0 where they are masked."""
         departures = self.ensemble - reference[None]
         return (
             departures if self.valid is None else jnp.where(self.valid, departures, 0)
         )
 
-    def mean_departure(
-        self, reference: Float[Array, "*points"]
-    ) -> Float[Array, "*points"]:
+    def mean_departure(self, reference: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the ensemble mean minus `reference`, exact at large offsets."""
         return jnp.sum(self.departures(reference), axis=0) / self.count
 
 
 def sample(
     sums: Sums,
-    ensemble: Float[Array, "member *points"],
-    truth: Float[Array, "*points"],
+    ensemble: Float[Array, "member ..."],
+    truth: Float[Array, "..."],
     weights: Float[Array, "..."] | None,
     where: Bool[Array, "..."] | None,
     least: int = 1,

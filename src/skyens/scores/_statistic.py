@@ -76,7 +76,8 @@ def all_merge(
     """
     # A sum in which each device fills a slot of its own is a gather whose result counts
     # as replicated, so that `shard_map` may return it so.
-    mine = jnp.arange(lax.axis_size(axis_name)) == lax.axis_index(axis_name)
+    index = lax.axis_index(axis_name)
+    mine = jnp.arange(lax.axis_size(axis_name), dtype=index.dtype) == index
     place = lambda x: jnp.where(mine.reshape(-1, *(1,) * x.ndim), x[None], 0)
     states = lax.psum(jax.tree.map(place, state), axis_name)
     first = jax.tree.map(lambda x: x[0], states)

@@ -1,10 +1,12 @@
 """Sums that lose nothing: two floats of one precision hold about twice its digits."""
 
-import math
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 
@@ -28,22 +30,11 @@ class Sum(eqx.Module):
     @staticmethod
     def over(values: Float[Array, "..."], keep: int) -> "Sum":
         """Return the sum of `values` over all axes but the `keep` leading ones."""
-        size = math.prod(values.shape[keep:])
-        high = values.reshape(*values.shape[:keep], size)
-        total = Sum(high, jnp.zeros_like(high))
-        while size > 1:  # fold the row in two: log2(size) vector additions
-            size = -(-size // 2)
-            total = total[..., :size].merge(total[..., size:]._padded(size))
-        return Sum(total.high.sum(-1), total.low.sum(-1))
-
-    def __getitem__(self, index) -> "Sum":
-        """Return some of an array of sums."""
-        return Sum(self.high[index], self.low[index])
+        return Sum(*_reduce(values, keep))
 
     def merge(self, other: "Sum") -> "Sum":
         """Return the sum of both, which have equal shapes and dtypes."""
-        high, error = _two_sum(self.high, other.high)
-        return Sum(*_two_sum(high, error + (self.low + other.low)))
+        return Sum(*_add((self.high, self.low), (other.high, other.low)))
 
     def astype(self, dtype: DTypeLike) -> "Sum":
         """Return the same sum as a pair of another precision."""
@@ -56,16 +47,34 @@ class Sum(eqx.Module):
         """The sum, rounded once."""
         return self.high + self.low
 
-    def _padded(self, size: int) -> "Sum":
-        pad = [(0, 0)] * (self.high.ndim - 1) + [(0, size - self.high.shape[-1])]
-        return jax.tree.map(lambda x: jnp.pad(x, pad), self)
-
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return `a + b` rounded, and exactly what the rounding lost (Knuth)."""
     total = a + b
     share = total - a
     return total, (a - (total - share)) + (b - share)
+
+
+def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return the sum of two pairs."""
+    high, error = _two_sum(a[0], b[0])
+    return _two_sum(high, error + (a[1] + b[1]))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _reduce(values: Array, keep: int) -> tuple[Array, Array]:
+    zero = np.zeros((), values.dtype)
+    pairs = values, jnp.zeros_like(values)
+    high, low = lax.reduce(pairs, (zero, zero), _add, tuple(range(keep, values.ndim)))
+    return high, low
+
+
+@_reduce.defjvp
+def _reduce_tangent(keep, primals, tangents):
+    (values,), (slope,) = primals, tangents
+    total = _reduce(values, keep)
+    slope = jnp.sum(slope, axis=tuple(range(keep, values.ndim)))
+    return total, (slope, jnp.zeros_like(slope))
 
 
 Sums = dict[str, Sum]

@@ -1,0 +1,30 @@
+"""Put the executed tutorials on the site: a page for each notebook, with its pictures."""
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+
+NOTEBOOKS = sorted(Path(__file__).parent.parent.joinpath("tutorials").glob("*.ipynb"))
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the tutorials in the navigation, by the titles they give themselves."""
+    tutorials = next(entry for entry in config.nav or [] if "Tutorials" in entry)
+    tutorials["Tutorials"] = [f"tutorials/{path.stem}.md" for path in NOTEBOOKS]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages, and the pictures beside them."""
+    for path in NOTEBOOKS:
+        exporter = MarkdownExporter()
+        # Outputs are named after their page, since all share a folder.
+        resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+        page, resources = exporter.from_filename(str(path), resources)
+        uri = f"tutorials/{path.stem}.md"
+        files.append(File.generated(config, uri, content=page))
+        for name, content in resources["outputs"].items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
+    return files
