@@ -48,13 +48,10 @@ tutorials: export MPLBACKEND := Agg
 tutorials: $(VENV)/.installed-tutorials
 	for tutorial in $(TUTORIALS); do echo "== $$tutorial"; time $(BIN)/python $$tutorial; done
 
-# The notebook beside each tutorial: the same cells, executed, without progress bars.
+# The notebook beside each tutorial; a single one is `make tutorials/NN_name.ipynb`.
 twins: $(TUTORIALS:.py=.ipynb)
-tutorials/%.ipynb: export TQDM_DISABLE := 1
 tutorials/%.ipynb: tutorials/%.py $(VENV)/.installed-tutorials FORCE
-	$(RUN) jupytext --quiet --update --to ipynb $<
-	$(RUN) nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False $@
+	$(BIN)/python tutorials/twins.py $<
 
 docs: $(VENV)/.installed-docs
 	$(RUN) mkdocs build --strict

@@ -1,5 +1,6 @@
-"""Put the executed tutorials on the site: a page for each notebook, with its pictures."""
+"""Put the executed tutorials on the site: a page for each, with its pictures."""
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,6 +24,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         # Outputs are named after their page, since all share a folder.
         resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
         page, resources = exporter.from_filename(str(path), resources)
+        page = page.replace(".ipynb)", ".md)")  # links from one to another
+        page = re.sub(r"(\n *){3,}\n", "\n\n", page)  # gaps between outputs
         uri = f"tutorials/{path.stem}.md"
         files.append(File.generated(config, uri, content=page))
         for name, content in resources["outputs"].items():

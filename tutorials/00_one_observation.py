@@ -13,9 +13,9 @@
 # %% [markdown]
 # # One observation, three ways to use it
 #
-# A forecast says what the atmosphere probably looks like; a handful of stations say what
-# it looks like in a few places. Putting the two together is *conditioning*: of all the
-# states the forecast thinks possible, keep those that agree with the stations.
+# A forecast says what the atmosphere probably looks like; a handful of stations say
+# what it looks like in a few places. Putting the two together is *conditioning*: of all
+# the states the forecast thinks possible, keep those that agree with the stations.
 #
 # The Kalman filter, the ensemble Kalman filter and diffusion models all do this, and in
 # skyens they all take **the same `Observation`**. Here everything is Gaussian, so there
@@ -72,8 +72,8 @@ to_field = lambda state: sht.synthesis(sphere.from_real(state))
 # Ten members cannot fix a covariance of 361 x 361 numbers. Two things help. Their
 # *spectrum* is well known, because every degree averages many coefficients: we fit a
 # smooth curve to it. A covariance with that spectrum and nothing else treats all places
-# and directions alike. The prior's covariance is half the ensemble's own, half this one:
-# some of the day's weather, and no direction without any variance.
+# and directions alike. The prior's covariance is half the ensemble's own, half this
+# one: some of the day's weather, and no direction without any variance.
 
 # %%
 degree = np.arange(LMAX + 1)
@@ -133,7 +133,8 @@ exact_mean, exact_covariance = assimilation.kalman_update(
 # ## Second: an ensemble
 #
 # The ETKF never sees a covariance: only 2,000 states, which it shifts and mixes so that
-# their mean and spread become those of the Kalman update, up to the chance in the 2,000.
+# their mean and spread become those of the Kalman update, up to the chance in the
+# 2,000.
 
 # %%
 MEMBERS = 2000
@@ -146,9 +147,9 @@ print(f"{info.used} observations gave {info.degrees_of_freedom:.1f} pieces of ne
 #
 # A *denoiser* answers one question: of a state with noise of standard deviation sigma
 # added, what is the expected clean state? Whoever can answer it at every sigma can
-# sample: start from pure noise, and walk to sigma = 0 in small steps towards the answer.
-# For images and weather a network learns the answer. For a Gaussian it is a formula,
-# which makes this page exact.
+# sample: start from pure noise, and walk to sigma = 0 in small steps towards the
+# answer. For images and weather a network learns the answer. For a Gaussian it is a
+# formula, which makes this page exact.
 #
 # `guide` changes the question to: *and what, given the stations too?* The result is a
 # denoiser again.
@@ -252,9 +253,10 @@ print(
 # %% [markdown]
 # ## Look
 #
-# Above, what each method changes in the prior's mean (dots are the stations); below, the
-# spread that is left. Where there are stations all three know more, where there are none
-# they know what they knew; the grain in the lower right is the chance of 300 samples.
+# Above, what each method changes in the prior's mean (dots are the stations); below,
+# the spread that is left. Where there are stations all three know more, where there are
+# none they know what they knew; the grain in the lower right is the chance of 300
+# samples.
 
 # %%
 increments = {"Kalman update": exact_mean}
@@ -295,10 +297,10 @@ plt.show()
 #
 # - One `Observation` serves every method. Change the operator, the error or the mask,
 #   and all three follow. It need not be linear, nor made for this state:
-#   `observation.pullback(decode)` takes one of fields to one of coefficients or latents.
-# - A guided denoiser *is* the posterior. Exchange the formula for a trained network, and
-#   the same two lines condition a prior that is not Gaussian, where the other two
-#   methods have no right answer any more.
+#   `observation.pullback(decode)` takes one of fields to one of coefficients.
+# - A guided denoiser *is* the posterior. Exchange the formula for a trained network,
+#   and the same two lines condition a prior that is not Gaussian, where the other two
+#   methods are no longer right.
 # - Methods that draw at random deserve a test that knows how much chance to allow.
 
 # %%

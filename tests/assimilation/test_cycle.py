@@ -10,6 +10,7 @@ from skyens.assimilation import ETKF, Info, cycle, kalman_update
 from skyens.observations import Diagonal, Index, Linear, Observation
 
 KEY = jr.key(7)
+STATIC = ("steps_between", "start", "version")
 everything = Index(np.arange(40))
 
 
@@ -91,7 +92,7 @@ def test_any_member_replays_alone_with_the_keys_of_rollout():
     ensemble = jr.normal(jr.key(3), (4, 2))
     forcings = jr.normal(jr.key(4), (6, 2))
     observe = lambda value: Observation(value, Index(np.arange(2)), Diagonal(1.0))
-    result = cycle(
+    result = jax.jit(cycle, static_argnums=(0, 1, 3), static_argnames=STATIC)(
         noisy,
         nothing,
         ensemble,

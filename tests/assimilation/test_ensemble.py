@@ -56,8 +56,8 @@ def test_chi_square_is_that_of_the_dense_innovation_covariance():
     weights = np.linalg.solve(
         4 * np.eye(5) + anomalies @ anomalies.T, anomalies @ innovation
     )
-    arrays = map(jnp.asarray, (innovation, anomalies, weights))
-    actual = chi_square(*arrays, jnp.asarray(8))
+    innovation, anomalies, weights = map(jnp.asarray, (innovation, anomalies, weights))
+    actual = chi_square(innovation, anomalies, weights, jnp.asarray(8))
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
@@ -78,6 +78,8 @@ def test_split_takes_the_inexact_leaves_or_those_asked_for():
     update, rest = split(state, lambda state: (state["x"],))
     assert update["z"] is None
     assert rest["x"] is None
+    update, _ = split({"x": np.ones((3, 2))}, None)
+    assert isinstance(update["x"], jax.Array)
     nested = {"a": state, "b": jnp.ones((3,))}
     update, _ = split(nested, lambda state: state["b"])
     assert jax.tree.leaves(update["a"]) == []

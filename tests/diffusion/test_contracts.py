@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
-import pytest
 
 from skyens import assimilation, data, diffusion, observations, sphere
 
@@ -40,9 +39,11 @@ def problem():
 
     rng = np.random.default_rng(0)
     latitude = np.rad2deg(np.arcsin(rng.uniform(-1, 1, STATIONS)))
-    look = observations.Interpolate(grid, latitude, rng.uniform(0, 360, STATIONS))
-    mean = jnp.asarray(height.mean(axis=0))
-    decode = lambda state: mean + sht.synthesis(sphere.from_real(state))
+    small = sphere.gauss_legendre(12, 24)  # enough for these degrees, and quick
+    look = observations.Interpolate(small, latitude, rng.uniform(0, 360, STATIONS))
+    synthesis = sphere.SphericalHarmonics(small, LMAX).synthesis
+    mean = synthesis(sht.analysis(jnp.asarray(height.mean(axis=0))))
+    decode = lambda state: mean + synthesis(sphere.from_real(state))
     truth = jnp.asarray(rng.multivariate_normal(np.zeros(len(covariance)), covariance))
     value = look(decode(truth)) + 8 * jnp.asarray(rng.normal(size=STATIONS))
     value = value.at[7].set(jnp.nan)  # one station is silent
@@ -51,7 +52,8 @@ def problem():
 
     # The oracle is NumPy: the silent station taken away, the Kalman gain by a solve.
     heard = np.arange(STATIONS) != 7
-    matrix = np.asarray(jax.jit(jax.jacobian(observation.predict))(0 * truth))[heard]
+    columns = jax.jit(jax.jacobian(lambda state: look(decode(state))))(0 * truth)
+    matrix = np.asarray(columns)[heard]
     departure = np.asarray(value - look(mean))[heard]
     total = matrix @ covariance @ matrix.T + 64 * np.eye(STATIONS - 1)
     gain = np.linalg.solve(total, matrix @ covariance).T
@@ -102,12 +104,11 @@ def test_a_large_ensemble_agrees_within_chance():
     assert_within_chance(analysis, mean, posterior, chance)
 
 
-@pytest.mark.parametrize("solver", [None, lx.Cholesky()], ids=["CG", "Cholesky"])
-def test_the_guided_denoiser_is_the_exact_posteriors(solver):
+def test_the_guided_denoiser_is_the_exact_posteriors():
     covariance, observation, exact = problem()
     prior = diffusion.GaussianDenoiser(jnp.zeros(len(covariance)), covariance)
     posterior = diffusion.GaussianDenoiser(*map(jnp.asarray, exact))
-    guided = diffusion.guide(prior, observation, diffusion.MMPS(solver))
+    guided = diffusion.guide(prior, observation, diffusion.MMPS())
     levels = jnp.geomspace(0.01, 1e4, 13)
     noise = jr.normal(jr.key(2), (13, len(covariance)))
     noisy = 20.0 + levels[:, None] * noise
@@ -124,5 +125,5 @@ def test_guided_samples_agree_within_chance():
     guided = diffusion.guide(prior, observation, method)
     schedule, shape = diffusion.EDM(0.02, 2e4), mean.shape
     draw = lambda key: diffusion.sample(guided, schedule, shape, key=key, steps=200)
-    samples = jax.jit(jax.vmap(draw))(jr.split(jr.key(3), 500))
-    assert_within_chance(samples, mean, posterior, posterior / 500)
+    samples = jax.jit(jax.vmap(draw))(jr.split(jr.key(3), 400))
+    assert_within_chance(samples, mean, posterior, posterior / 400)

@@ -6,8 +6,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from skyens.diffusion import (
@@ -204,6 +203,22 @@ def test_float32_stays_float32_and_near_float64(ratio):
     # x carries eps * |x| of rounding; the solve eps times its condition number.
     scale = np.abs(expected).max()
     chex.assert_trees_all_close(clean, expected.astype(np.float32), atol=2e-3 * scale)
+
+
+def test_bfloat16_states_stay_bfloat16_and_near_float64():
+    mean, covariance, matrix, std, value = problem(14)
+    prior = GaussianDenoiser(jnp.asarray(mean), jnp.asarray(covariance))
+    observation = Observation(value, Linear(matrix), Diagonal(std))
+    x = mean + LEVELS[:, None] * np.random.default_rng(0).normal(size=(6, SIZE))
+    x, levels = jnp.asarray(x, jnp.bfloat16), jnp.asarray(LEVELS, jnp.bfloat16)
+    clean = guided(prior, observation, MMPS(), x, levels)
+    assert clean.dtype == jnp.bfloat16
+    exact = posterior(mean, covariance, matrix, np.diag(std**2), value)
+    pairs = zip(x.astype(np.float64), levels.astype(np.float64), strict=True)
+    expected = np.stack([exact_denoiser(exact, np.asarray(x), s) for x, s in pairs])
+    # bfloat16 has 8 bits; the prediction of the prior's mean is a sum of five of them.
+    error = np.abs(np.asarray(clean, np.float64) - expected)
+    assert error.max() < 0.1 * np.abs(expected).max()
 
 
 def test_samples_have_the_posteriors_mean_and_covariance():

@@ -82,9 +82,8 @@ def flow_error(method, steps):
     ("method", "order"), list(zip(METHODS, (1, 2, 2), strict=True))
 )
 def test_the_exact_flow_is_approached_at_the_methods_order(method, order):
-    errors = [flow_error(method, steps) for steps in (80, 160, 320)]
-    orders = np.log2(np.divide(errors[:-1], errors[1:]))
-    np.testing.assert_allclose(orders, order, atol=0.1)
+    fewer, more = flow_error(method, 100), flow_error(method, 200)
+    np.testing.assert_allclose(np.log2(fewer / more), order, atol=0.1)
 
 
 def test_one_evaluation_a_step_wins_at_equal_cost():
@@ -117,7 +116,7 @@ def reference(method, x, levels):
     return x
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("end", [0.0, 0.05])
 @pytest.mark.parametrize(("method", "name"), list(zip(METHODS, NAMES, strict=True)))
 def test_steps_are_the_published_ones(method, name, end, steps):
@@ -151,16 +150,18 @@ def churned_variance(levels, variance, churn, scale):
     return result
 
 
+@jax.jit
+def churned(method, schedule):
+    denoiser = DiagonalGaussianDenoiser(jnp.zeros(20_000), jnp.full(20_000, 1.5))
+    settings = {"method": method, "steps": 16}
+    return sample(denoiser, schedule, (20_000,), key=jr.key(3), **settings)
+
+
 @pytest.mark.parametrize(("churn", "scale"), [(0.0, 1.0), (5.0, 1.0), (40.0, 1.1)])
 def test_churn_gives_the_variance_of_the_published_algorithm(churn, scale):
-    schedule, steps, size = EDM(0.01, 20.0), 16, 20_000
-    method = Heun(churn=churn, noise_scale=scale)
-    denoiser = DiagonalGaussianDenoiser(jnp.zeros(size), jnp.full(size, 1.5))
-    draw = lambda method: sample(
-        denoiser, schedule, (size,), key=jr.key(3), method=method, steps=steps
-    )
-    samples = jax.jit(draw)(method)
-    expected = churned_variance(np.asarray(schedule.sigmas(steps)), 1.5, churn, scale)
+    schedule = EDM(0.01, 20.0)
+    samples = churned(Heun(churn=churn, noise_scale=scale), schedule)
+    expected = churned_variance(np.asarray(schedule.sigmas(16)), 1.5, churn, scale)
     # A variance of n independent samples has relative error sqrt(2 / n) = 1 percent.
     np.testing.assert_allclose(np.var(samples), expected, rtol=0.04)
     assert stats.kstest(samples / expected**0.5, "norm").pvalue > 1e-3
@@ -198,16 +199,14 @@ class SampleTest(chex.TestCase):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_samples_keep_the_dtype_and_stay_finite(method, dtype):
+def test_bfloat16_samples_keep_their_dtype_and_stay_finite(method):
     assert isinstance(method, Method)
     denoiser = DiagonalGaussianDenoiser(jnp.zeros((2, 3)), jnp.ones((2, 3)))
-    draw = lambda key: sample(
-        denoiser, EDM(), (2, 3), key=key, method=method, steps=40, dtype=dtype
-    )
+    settings = {"method": method, "steps": 40, "dtype": jnp.bfloat16}
+    draw = lambda key: sample(denoiser, EDM(), (2, 3), key=key, **settings)
     samples = jax.jit(jax.vmap(draw))(jr.split(jr.key(1), 5))
     chex.assert_shape(samples, (5, 2, 3))
-    assert samples.dtype == dtype
+    assert samples.dtype == jnp.bfloat16
     assert jnp.isfinite(samples).all()
 
 

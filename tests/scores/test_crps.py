@@ -3,13 +3,10 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 import scoringrules
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.test_util import check_grads
+from hypothesis import given, settings, strategies as st
 
 from skyens.scores import crps, crps_normal
 
@@ -33,6 +30,11 @@ def pairwise_gradient(ensemble, truth, alpha):
     return np.sign(x - y) / size - weight * signs
 
 
+def normal(seed, shape, dtype=float):
+    """Draw by NumPy, which has nothing to compile."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def with_slopes(ensemble, truth, alpha, where=None):
     score = lambda x, y: crps(x, y, alpha=alpha, where=where)
@@ -42,16 +44,15 @@ def with_slopes(ensemble, truth, alpha, where=None):
 
 def tied(seed, members, points=(3, 5)):
     """Return members and truth on a coarse lattice, so that many are equal."""
-    keys = jr.split(jr.key(seed))
-    ensemble = jr.normal(keys[0], (members, *points), jnp.float64)
-    truth = jr.normal(keys[1], points, jnp.float64)
-    return (2 * ensemble).round() / 2, (2 * truth).round() / 2
+    draws = np.random.default_rng(seed).normal(size=(members + 1, *points))
+    draws = np.round(2 * draws) / 2
+    return jnp.asarray(draws[1:]), jnp.asarray(draws[0])
 
 
 class CRPSTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
     def test_fair_and_standard_are_those_of_scoringrules(self):
-        ensemble, truth = jr.normal(jr.key(0), (6, 2, 4)), jr.normal(jr.key(1), (2, 4))
+        ensemble, truth = normal(0, (6, 2, 4)), normal(1, (2, 4))
         for alpha, estimator in [(1.0, "fair"), (0.0, "nrg")]:
             score = self.variant(lambda x, y: crps(x, y, alpha=alpha))(ensemble, truth)
             peer = scoringrules.crps_ensemble(
@@ -63,7 +64,8 @@ class CRPSTest(chex.TestCase):
 @pytest.mark.parametrize("members", SIZES)
 def test_value_and_gradient_are_those_of_all_pairs_with_ties(members):
     ensemble, truth = tied(0, members)
-    for alpha in (0.0, 0.95, 1.0):
+    # Each alpha is compiled anew, and the coefficients are the same for any size.
+    for alpha in (0.0, 0.95, 1.0) if members == 3 else (0.95,):
         score, (by_member, by_truth) = with_slopes(ensemble, truth, alpha)
         expected = pairwise(ensemble, truth, alpha)
         chex.assert_trees_all_close(score, expected, rtol=1e-12, atol=1e-13)
@@ -75,9 +77,9 @@ def test_value_and_gradient_are_those_of_all_pairs_with_ties(members):
 @pytest.mark.parametrize("members", SIZES)
 def test_masked_members_might_as_well_not_be_there(members):
     ensemble, truth = tied(1, members)
-    where = jr.bernoulli(jr.key(2), 0.5, ensemble.shape)
+    where = normal(2, ensemble.shape) > 0
     spoilt = jnp.where(where, ensemble, jnp.nan)
-    for alpha in (0.0, 0.95):
+    for alpha in (0.0, 0.95) if members == 3 else (1.0,):
         score, slopes = jax.device_get(with_slopes(spoilt, truth, alpha, where))
         slope, by_truth = slopes
         for point in np.ndindex(truth.shape):
@@ -104,7 +106,7 @@ def test_order_shift_and_scale(seed, alpha, shift, scale):
     ensemble, truth = tied(seed, 5)
     score = crps(ensemble, truth, alpha=alpha)
     assert (score >= 0).all()
-    shuffled = jr.permutation(jr.key(seed), ensemble)
+    shuffled = jnp.asarray(np.random.default_rng(seed).permutation(ensemble))
     chex.assert_trees_all_equal(crps(shuffled, truth, alpha=alpha), score)
     moved = crps(scale * ensemble + shift, scale * truth + shift, alpha=alpha)
     rounding = 1e-14 * (scale + abs(shift))
@@ -114,7 +116,7 @@ def test_order_shift_and_scale(seed, alpha, shift, scale):
 
 
 def test_any_axis_any_broadcast_and_vmap():
-    ensemble, truth = jr.normal(jr.key(3), (4, 2, 3)), jr.normal(jr.key(4), (5, 1, 3))
+    ensemble, truth = normal(3, (4, 2, 3)), normal(4, (5, 1, 3))
     score = crps(ensemble, truth)
     chex.assert_shape(score, (5, 2, 3))
     one = crps(ensemble, jnp.broadcast_to(truth[2], (2, 3)))
@@ -144,9 +146,8 @@ def test_one_member_is_the_absolute_error():
 
 @pytest.mark.parametrize("members", [4, 40])
 def test_float32_is_exact_at_a_large_offset(members):
-    keys = jr.split(jr.key(5))
-    ensemble = 5e5 + 0.5 * jr.normal(keys[0], (members, 1000), jnp.float32)
-    truth = 5e5 + 0.5 * jr.normal(keys[1], (1000,), jnp.float32)
+    ensemble = 5e5 + 0.5 * normal(5, (members, 1000), jnp.float32)
+    truth = 5e5 + 0.5 * normal(6, (1000,), jnp.float32)
     score, (slope, _) = with_slopes(ensemble, truth, 1.0)
     assert score.dtype == slope.dtype == jnp.float32
     expected = pairwise(ensemble, truth, 1.0)
@@ -157,7 +158,7 @@ def test_float32_is_exact_at_a_large_offset(members):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_rounded_once(dtype):
-    ensemble = (3 + 0.05 * jr.normal(jr.key(6), (4, 500), jnp.float32)).astype(dtype)
+    ensemble = (3 + 0.05 * normal(6, (4, 500), jnp.float32)).astype(dtype)
     truth = jnp.full(500, 3, dtype)
     score = crps(ensemble, truth)
     assert score.dtype == dtype
@@ -167,19 +168,23 @@ def test_half_precision_is_rounded_once(dtype):
     assert slope.dtype == dtype
 
 
-def test_forward_mode_agrees_and_curvature_is_zero():
-    ensemble, truth = jr.normal(jr.key(7), (4, 3)), jr.normal(jr.key(8), (3,))
-    check_grads(jax.jit(crps), (ensemble, truth), order=1, modes=("fwd", "rev"))
+def test_forward_mode_and_vmap_agree_and_curvature_is_zero():
+    ensemble, truth = tied(7, 3)
+    slopes = pairwise_gradient(ensemble, truth, 1.0)
+    moves = normal(8, ensemble.shape), normal(9, truth.shape)
+    _, change = jax.jit(lambda *x: jax.jvp(crps, x, moves))(ensemble, truth)
+    expected = (slopes * np.asarray(moves[0] - moves[1][None])).sum(0)
+    chex.assert_trees_all_close(change, expected, atol=1e-13)
     total = lambda x, y: crps(x, y).sum()
-    curvature = jax.hessian(total, (0, 1))(ensemble, truth)
+    batched = jax.vmap(jax.grad(total), in_axes=(1, 0), out_axes=1)(ensemble, truth)
+    chex.assert_trees_all_close(batched, slopes, atol=1e-13)
+    curvature = jax.jit(jax.hessian(total, (0, 1)))(ensemble[:, 0], truth[0])
     chex.assert_trees_all_equal(curvature, jax.tree.map(jnp.zeros_like, curvature))
-    batched = jax.vmap(jax.grad(total))(ensemble[None], truth[None])[0]
-    chex.assert_trees_all_close(batched, jax.grad(total)(ensemble, truth))
 
 
 @pytest.mark.parametrize("members", [4, 9, 33])
 def test_a_nan_that_no_mask_hides_spoils_its_point_alone(members):
-    ensemble, truth = jr.normal(jr.key(9), (members, 5)), jnp.zeros(5)
+    ensemble, truth = normal(9, (members, 5)), jnp.zeros(5)
     truth = truth.at[1].set(jnp.nan)
     ensemble = ensemble.at[2, 3].set(jnp.nan)
     lost = jnp.array([False, True, False, True, False])
@@ -199,9 +204,8 @@ def test_all_masked_is_zero_with_zero_gradients():
 
 @pytest.mark.parametrize("members", [2, 5])
 def test_the_fair_score_is_unbiased_in_the_number_of_members(members):
-    keys = jr.split(jr.key(10))
-    ensemble = jr.normal(keys[0], (members, 40_000), jnp.float64)
-    truth = 0.5 + 1.5 * jr.normal(keys[1], (40_000,), jnp.float64)
+    ensemble = normal(10, (members, 40_000))
+    truth = 0.5 + 1.5 * normal(11, (40_000,))
     limit = crps_normal(jnp.zeros(()), jnp.ones(()), truth)
     difference = crps(ensemble, truth) - limit
     error = difference.std() / np.sqrt(difference.size)
@@ -212,9 +216,8 @@ def test_the_fair_score_is_unbiased_in_the_number_of_members(members):
 
 
 def test_the_fair_score_is_proper_where_the_standard_one_is_not():
-    keys = jr.split(jr.key(11))
-    draws = jr.normal(keys[0], (3, 40_000), jnp.float64)
-    truth = jr.normal(keys[1], (40_000,), jnp.float64)
+    draws = normal(12, (3, 40_000))
+    truth = normal(13, (40_000,))
     for scale in (0.7, 1.4):
         loss = crps(scale * draws, truth) - crps(draws, truth)
         assert loss.mean() > 4 * loss.std() / np.sqrt(loss.size)

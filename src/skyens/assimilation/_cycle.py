@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from skyens.assimilation._ensemble import count_members
+from skyens.assimilation._ensemble import as_pytree, count_members
 from skyens.dynamics import Purpose, member_keys, run_key
 from skyens.observations import Observation
 
@@ -90,7 +90,7 @@ def cycle(
         for purpose in (Purpose.STEP, Purpose.ANALYSE)
     )
     keys = member_keys(step_key, members)
-    memory, fixed = eqx.partition(method, eqx.is_array)
+    memory, fixed = eqx.partition(as_pytree(method), eqx.is_array)
 
     def forecast(ensemble, x):
         forcing, number = x

@@ -31,6 +31,12 @@ class Info(eqx.Module):
     method: Any = None
 
 
+def as_pytree(function: Callable) -> Callable:
+    """Return a callable that `jax.jit` takes and returns, which no function is."""
+    bare = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if bare else function
+
+
 def count_members(ensemble: PyTree[Array]) -> int:
     """Return the size of the leading axis that all leaves share.
 
@@ -51,7 +57,7 @@ def count_members(ensemble: PyTree[Array]) -> int:
 
 
 def split(
-    ensemble: PyTree[Array], where: Callable[[Any], Any] | None
+    ensemble: PyTree[Array | np.ndarray], where: Callable[[Any], Any] | None
 ) -> tuple[PyTree[Array | None], PyTree[Array | None]]:
     """Return the leaves to update and the others, None in each other's places.
 
@@ -61,6 +67,7 @@ def split(
     Raises:
         ValueError: `where` selects integers, or nothing is selected.
     """
+    ensemble = jax.tree.map(jnp.asarray, ensemble)  # NumPy's would count as static
     if where is None:
         selected = jax.tree.map(eqx.is_inexact_array, ensemble)
     else:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Key, PyTree
 
-from skyens.assimilation._ensemble import centre, count_members
+from skyens.assimilation._ensemble import as_pytree, centre, count_members
 from skyens.observations import Observation
 
 
@@ -69,6 +69,7 @@ class RelaxToPriorSpread(eqx.Module):
         return jax.tree.map(self._relax, analysis, background)
 
     def _relax(self, analysis, background):
+        analysis = jnp.asarray(analysis)
         if not eqx.is_inexact_array(analysis):
             return analysis
         _, anomalies = centre(analysis)
@@ -87,6 +88,15 @@ class Inflated(eqx.Module):
 
     method: Callable[..., tuple[Any, Any]]
     inflation: Callable[..., Any]
+
+    def __init__(
+        self,
+        method: Callable[..., tuple[Any, Any]],
+        inflation: Callable[..., Any],
+    ):
+        """Set the `method`, and the `inflation` of its analyses."""
+        self.method = as_pytree(method)
+        self.inflation = as_pytree(inflation)
 
     def __call__(
         self,

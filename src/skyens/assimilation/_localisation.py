@@ -48,7 +48,7 @@ class Localisation(eqx.Module):
     def __init__(
         self,
         grid: sphere.Grid,
-        coordinates: Mapping[str, Float[Array | np.ndarray, "..."]],
+        coordinates: Mapping[str, Float[Array | np.ndarray, "..."]] | None,
         *,
         length: float | Float[Array, ""],
         width: int | None = None,
@@ -73,10 +73,12 @@ class Localisation(eqx.Module):
             EquinoxRuntimeError: `length` is not above 0, a latitude lies outside
                 [-90, 90], or a point has more neighbours than `width`.
         """
+        coordinates = {} if coordinates is None else coordinates
         if missing := {"latitude", "longitude"} - set(coordinates):
             raise ValueError(
                 f"`coordinates` needs latitude and longitude, {sorted(missing)} is "
-                f"missing; got {sorted(coordinates)}."
+                "missing; say where the observations are: Observation(..., coordinates="
+                "{'latitude': ..., 'longitude': ...})."
             )
         latitude = jnp.asarray(coordinates["latitude"]).reshape(-1)
         longitude = jnp.asarray(coordinates["longitude"]).reshape(-1)

@@ -11,6 +11,7 @@ from skyens.demo._learn import (
 )
 from skyens.demo._members import (
     assimilate as assimilate,
+    at_leads as at_leads,
     dressed_persistence as dressed_persistence,
     forecast as forecast,
     starting_members as starting_members,

@@ -37,7 +37,8 @@ def make_worlds(
     ever seen. Each world counts twice: seen from the other hemisphere it obeys the same
     equations.
     """
-    model: BalancedHeight = step.step
+    model = step.step
+    assert isinstance(model, BalancedHeight)
     start = jnp.asarray(analyses.height[np.arange(WORLDS) % 10, 0])
     power = jnp.asarray(sphere.matern_spectrum(model.sht.lmax, 0.15), start.dtype)
     field = sphere.GaussianRandomField(model.sht, power)
@@ -90,7 +91,7 @@ def build_step(grid: dict, width: int, blocks: int, lmax: int, noise_channels: i
 
 def hyperparameters(grid: sphere.Grid) -> dict[str, Any]:
     """Return what `build_step` takes."""
-    sizes = dict(width=24, blocks=3, lmax=31, noise_channels=4)
+    sizes = dict(width=24, blocks=3, lmax=27, noise_channels=4)
     return {"grid": dataclasses.asdict(grid), **sizes}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +31,7 @@ def draw(
     analyses: Analyses,
     card: "pandas.DataFrame",
     increment: np.ndarray,
-    stations: Mapping[str, np.ndarray],
+    stations: Mapping[str, jax.Array],
 ) -> list[Path]:
     """Draw the six pictures into `folder` and return their paths."""
     import matplotlib.pyplot as plt
@@ -62,6 +63,7 @@ def draw(
             grid,
             station_latitude=np.asarray(stations["latitude"]),
             station_longitude=np.asarray(stations["longitude"]),
+            levels=np.arange(-90, 91, 20),
             units="m",
             title="What the stations change at 12 h",
         ),
@@ -99,11 +101,10 @@ def _spectra(systems: Mapping[str, Ensemble], analyses: Analyses):
 
 
 def _spread_skill(card: "pandas.DataFrame"):
-    rows = card[
-        (card["region"] == "20N-80N") & card["system"].isin(["physics", "neural"])
-    ]
+    table = card[card["region"] == "20N-80N"].set_index(["system", "lead_time"])
     column = lambda name: {
-        system: group[name].to_numpy() for system, group in rows.groupby("system")
+        system: np.array([table.loc[(system, lead), name] for lead in LEADS])
+        for system in ("physics", "neural")
     }
     return plot.spread_skill(
         LEADS,

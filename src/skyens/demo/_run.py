@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,7 +23,7 @@ from skyens.demo._members import (
     starting_members,
 )
 from skyens.demo._pictures import draw
-from skyens.demo._verify import CAUTION, scorecard
+from skyens.demo._verify import CAUTION, aims, scorecard
 from skyens.demo._world import (
     LEADS,
     STEP_HOURS,
@@ -135,7 +136,8 @@ def run(settings: Settings) -> "pandas.DataFrame":
     month = 30 * 24 // STEP_HOURS
     few = jax.tree.map(lambda leaf: leaf[:4], states)
     deviation = lambda state: jnp.std(state["value"], axis=(-2, -1))[0]
-    long = forecast(learned, few, month, key=neural_key, reduce=deviation)
+    run_all = eqx.filter_jit(ensembles.rollout)
+    long = run_all(learned, few, month, key=neural_key, reduce=deviation)
     stability = (float(long[:, 0].mean()), float(long[:, -1].mean()))
     print(
         f"   standard deviation of height over the globe: {stability[0]:.0f} m after "
@@ -144,7 +146,7 @@ def run(settings: Settings) -> "pandas.DataFrame":
 
     say("the others, and verification")
     ten = jnp.asarray(analyses.height[:, 0])
-    undisturbed = ensembles.rollout(model, ten, STEPS, key=key)
+    undisturbed = run_all(model, ten, STEPS, key=key)
     systems = {
         "control": at_leads(undisturbed[:1]),
         "persistence": np.repeat(analyses.height[:1, :1], len(LEADS), axis=1),
@@ -186,7 +188,7 @@ def run(settings: Settings) -> "pandas.DataFrame":
         analyses,
         card,
         np.asarray((corrected["value"] - at_12["value"]).mean(0)),
-        observation.coordinates,
+        observation.coordinates or {},
     )
     say.done()
     _print_results(card, failed)
@@ -228,9 +230,7 @@ def _print_results(card: "pandas.DataFrame", failed: dict[str, int]) -> None:
     shown = ["rmse", "crps", "spread", "spread_skill", "anomaly_correlation"]
     for region, rows in card.groupby("region", sort=False):
         print(f"\n500 hPa height, {region} (m)")
-        table = rows[["system", "lead_time", *shown]].rename(
-            columns={"lead_time": "hours", "anomaly_correlation": "anomaly corr."}
-        )
+        table = rows[["system", "lead_time", *shown]]
         print(table.to_string(index=False, float_format="%.2f", na_rep="-"))
     print(f"\nMembers that failed: {sum(failed.values())}")
     print("\nAims, at the times that nothing was fitted to")

@@ -7,23 +7,23 @@ denoiser and an `Observation` into the denoiser of the posterior, so that whatev
 consumes a prior consumes a posterior too. Batches come from `jax.vmap` over keys.
 """
 
-from skyens.diffusion._denoisers import Denoiser as Denoiser
 from skyens.diffusion._denoisers import (
+    Denoiser as Denoiser,
     DiagonalGaussianDenoiser as DiagonalGaussianDenoiser,
-)
-from skyens.diffusion._denoisers import GaussianDenoiser as GaussianDenoiser
-from skyens.diffusion._denoisers import (
+    GaussianDenoiser as GaussianDenoiser,
     LowRankGaussianDenoiser as LowRankGaussianDenoiser,
 )
-from skyens.diffusion._guidance import MMPS as MMPS
-from skyens.diffusion._guidance import GuidedDenoiser as GuidedDenoiser
-from skyens.diffusion._guidance import guide as guide
-from skyens.diffusion._noise import Noise as Noise
-from skyens.diffusion._noise import White as White
-from skyens.diffusion._samplers import DPMSolver2M as DPMSolver2M
-from skyens.diffusion._samplers import Euler as Euler
-from skyens.diffusion._samplers import Heun as Heun
-from skyens.diffusion._samplers import Method as Method
-from skyens.diffusion._samplers import sample as sample
-from skyens.diffusion._schedule import EDM as EDM
-from skyens.diffusion._schedule import Schedule as Schedule
+from skyens.diffusion._guidance import (
+    MMPS as MMPS,
+    GuidedDenoiser as GuidedDenoiser,
+    guide as guide,
+)
+from skyens.diffusion._noise import Noise as Noise, White as White
+from skyens.diffusion._samplers import (
+    DPMSolver2M as DPMSolver2M,
+    Euler as Euler,
+    Heun as Heun,
+    Method as Method,
+    sample as sample,
+)
+from skyens.diffusion._schedule import EDM as EDM, Schedule as Schedule

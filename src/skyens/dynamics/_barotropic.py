@@ -80,12 +80,25 @@ class BarotropicVorticity(eqx.Module):
         *,
         key=None,
     ) -> Complex[Array, "l m"]:
-        """Return the streamfunction coefficients one `time_step` later."""
+        """Return the streamfunction coefficients one `time_step` later.
+
+        Raises:
+            ValueError: the coefficients belong to another `lmax`.
+        """
+        size = self.sht.lmax + 1
+        if state.shape != (size, size):
+            raise ValueError(
+                f"`state` must be coefficients (l, m) = {(size, size)} for lmax "
+                f"{self.sht.lmax}, got {state.shape}; truncate or pad them first."
+            )
         dtype = state.dtype  # complex: the factors multiply coefficients
         laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
-        helmholtz = laplacian - (1 / self.deformation_radius**2).astype(dtype)
-        # The mean streamfunction is arbitrary and stays.
-        invert = jnp.where(jnp.arange(laplacian.size) > 0, 1 / helmholtz, 0)[:, None]
+        # The square comes last: its derivative exists at infinity.
+        helmholtz = laplacian - ((1 / self.deformation_radius) ** 2).astype(dtype)
+        # The mean streamfunction is arbitrary and stays. Double where: its operator is
+        # 0 without a deformation radius.
+        moves = jnp.arange(laplacian.size) > 0
+        invert = jnp.where(moves, 1 / jnp.where(moves, helmholtz, 1), 0)[:, None]
         damping = self.hyperdiffusion.astype(dtype) * laplacian**2
         delta = self.time_step / self.substeps
         damp = jnp.exp(-delta * damping)[:, None]
@@ -163,11 +176,12 @@ class LinearBalance(eqx.Module):
         eigenvalues = -(l * (l + 1.0))
         inverse = np.where(l > 0, 1 / np.where(l > 0, eigenvalues, 1), 0)
         self._to_geopotential = jnp.asarray(inverse[None, :, None] * couple)
-        ridge = penalty * size**2 * (l + 1) / size
-        normal = couple.transpose(0, 2, 1) @ couple
-        normal = normal + np.where(inside, ridge**2, 1)[..., None] * np.eye(size)
-        right = couple.transpose(0, 2, 1) * eigenvalues
-        self._to_streamfunction = jnp.asarray(np.linalg.solve(normal, right))
+        ridge = np.where(inside, penalty * size * (l + 1), 1)
+        # Normal equations would square the condition: small penalties would be lost.
+        rows = np.concatenate([couple, ridge[:, :, None] * np.eye(size)], axis=1)
+        q, r = np.linalg.qr(rows)
+        right = q[:, :size].transpose(0, 2, 1) * eigenvalues
+        self._to_streamfunction = jnp.asarray(np.linalg.solve(r, right))
 
     def geopotential(
         self, streamfunction: Complex[Array, "*batch l m"]
@@ -184,6 +198,8 @@ class LinearBalance(eqx.Module):
 
     def _apply(self, table, coefficients):
         table = table.astype(coefficients.real.dtype)
-        real = jnp.einsum("mlk,...km->...lm", table, coefficients.real)
-        imaginary = jnp.einsum("mlk,...km->...lm", table, coefficients.imag)
-        return jax.lax.complex(real, imaginary)
+        # The default precision would round to TF32 on a GPU.
+        apply = lambda part: jnp.einsum(
+            "mlk,...km->...lm", table, part, precision=jax.lax.Precision.HIGHEST
+        )
+        return jax.lax.complex(apply(coefficients.real), apply(coefficients.imag))

@@ -37,9 +37,10 @@ def run_key(
     """
     hours = 0
     if start is not None:
-        since = np.datetime64(start, "s") - np.datetime64("1800-01-01", "s")
-        hours, rest = divmod(int(since.astype(np.int64)), 3600)
-        if hours < 0 or rest:
+        since = np.datetime64(start) - np.datetime64("1800-01-01")
+        whole = since.astype("timedelta64[h]")
+        hours = int(whole.astype(np.int64))
+        if hours < 0 or since != whole:
             raise ValueError(
                 f"`start` must be a whole hour from 1800-01-01 on, got {start}."
             )

@@ -39,10 +39,11 @@ def rollout(
     """
     if steps < 0:
         raise ValueError(f"`steps` must not be negative, got {steps}.")
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(forcings)}
-    if lengths - {steps}:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(forcings)]
+    if wrong := [shape for shape in shapes if shape[:1] != (steps,)]:
         raise ValueError(
-            f"`forcings` must have {steps} entries, one per step, got {lengths}."
+            f"`forcings` must have {steps} entries, one per step, on a leading axis, "
+            f"got a leaf of shape {wrong[0]}."
         )
 
     def body(state, inputs):

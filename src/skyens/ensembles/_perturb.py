@@ -5,6 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
@@ -45,6 +46,20 @@ class HemisphericRMS(eqx.Module):
     grid: Grid = eqx.field(static=True)
     latitude: float = eqx.field(static=True, default=20.0)
 
+    def __check_init__(self):
+        """Check the latitude.
+
+        Raises:
+            ValueError: `latitude` is not above 0, or no row lies poleward of it.
+        """
+        rows = self.grid.latitude
+        last = min(rows.max(), -rows.min())
+        if not 0 < self.latitude <= last:
+            raise ValueError(
+                f"`latitude` must lie above 0 and at most at the grid's last rows, "
+                f"{last:g} degrees, got {self.latitude}."
+            )
+
     def __call__(
         self, field: Float[Array, "*channel latitude longitude"]
     ) -> Float[Array, "*channel latitude 1"]:
@@ -64,7 +79,9 @@ class HemisphericRMS(eqx.Module):
         weights = jnp.asarray(weights / weights.sum(), field.dtype)
         weights = weights.reshape((1,) * (field.ndim - 2) + (-1, 1))
         square = jnp.mean(field**2, axis=-1, keepdims=True)
-        return jnp.sqrt(jnp.sum(square * weights, axis=-2, keepdims=True))
+        square = jnp.sum(square * weights, axis=-2, keepdims=True)
+        # Double where: the square root must never see the 0 it would differentiate.
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def breed(
@@ -88,7 +105,7 @@ def breed(
         seed: the first perturbation, shaped like one state.
         amplitude: what `norm` of each leaf is rescaled to, in its units.
         norm: of one leaf; a scalar, or an array that broadcasts against the leaf.
-        key: for a stochastic step.
+        key: for a stochastic step; each cycle gets it with its number folded in.
 
     Returns:
         the bred perturbation, and how much each cycle's norm grew over `amplitude`
@@ -99,9 +116,12 @@ def breed(
     add = lambda a, b: jax.tree.map(jnp.add, a, b)
     subtract = lambda a, b: jax.tree.map(jnp.subtract, a, b)
 
-    def cycle(perturbation, analysis):
+    def cycle(perturbation, inputs):
+        number, analysis = inputs
+        cycle_key = None if key is None else jr.fold_in(key, number)
         grown = subtract(
-            step(add(analysis, perturbation), key=key), step(analysis, key=key)
+            step(add(analysis, perturbation), key=cycle_key),
+            step(analysis, key=cycle_key),
         )
         size = jax.tree.map(norm, grown)
         # Double where: nothing to rescale stays nothing, with a finite gradient.
@@ -110,7 +130,8 @@ def breed(
         growth = jax.tree.map(lambda s, a: s / a, size, amplitude)
         return scaled, growth
 
-    return jax.lax.scan(cycle, seed, analyses)
+    cycles = jax.tree.leaves(analyses)[0].shape[0]
+    return jax.lax.scan(cycle, seed, (jnp.arange(cycles), analyses))
 
 
 def failed_members(trajectory: PyTree) -> Bool[Array, " member"]:

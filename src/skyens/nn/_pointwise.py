@@ -102,6 +102,7 @@ class ConditionalLayerNorm(eqx.Module):
         centred = wide - wide.mean(0, keepdims=True)
         variance = (centred**2).mean(0, keepdims=True)
         normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+        noise = noise.astype(x.dtype)
         scale = self._condition(self.scale, self.noise_scale, noise)
         shift = self._condition(self.shift, self.noise_shift, noise)
         return normal * scale + shift

@@ -36,6 +36,7 @@ class SFNO(eqx.Module):
     lift: GatedMLP
     blocks: "_Block"
     project: Pointwise
+    in_channels: int = eqx.field(static=True)
     noise_channels: int = eqx.field(static=True)
 
     def __init__(
@@ -63,17 +64,22 @@ class SFNO(eqx.Module):
             key: for the weights.
 
         Raises:
-            ValueError: a size is not positive, or `lmax` is above what `grid` resolves.
+            ValueError: a size is not positive (`noise_channels`: negative), or `lmax`
+                is above what `grid` resolves.
         """
         sizes = dict(in_channels=in_channels, out_channels=out_channels)
         sizes |= dict(width=width, blocks=blocks, lmax=lmax)
         if bad := {name: size for name, size in sizes.items() if size < 1}:
             raise ValueError(f"sizes must be at least 1, got {bad}.")
+        if noise_channels < 0:
+            raise ValueError(
+                f"`noise_channels` must not be negative, got {noise_channels}."
+            )
         self.sht = SphericalHarmonics(grid, lmax)
         rows = (3 * lmax + 3) // 2  # products of two fields, free of aliasing
         rows += rows % 2
         self.inner = SphericalHarmonics(gauss_legendre(rows, 2 * rows), lmax)
-        self.noise_channels = noise_channels
+        self.in_channels, self.noise_channels = in_channels, noise_channels
         lift_key, block_key, project_key = jr.split(key, 3)
         features = 6 * in_channels + 2
         self.lift = GatedMLP(features, 2 * width, width, key=lift_key)
@@ -100,8 +106,12 @@ class SFNO(eqx.Module):
                 for each noise channel; None is no noise.
 
         Raises:
-            ValueError: the noise has another number of channels.
+            ValueError: `x` or the noise has another number of channels.
         """
+        if x.shape[0] != self.in_channels:
+            raise ValueError(
+                f"`x` must have {self.in_channels} channels, got {x.shape[0]}."
+            )
         if noise is None:
             zeros = jnp.zeros((self.noise_channels, *self.inner.grid.shape), x.dtype)
             noise_field = zeros
@@ -117,21 +127,24 @@ class SFNO(eqx.Module):
         scaled = degree * (degree + 1) / self._typical**2
         scaled = jnp.asarray(scaled, coefficients.dtype)
         both = jnp.concatenate([coefficients, coefficients * scaled[None, :, None]])
-        h = self.lift(jnp.concatenate([*self._see(both), self._latitude(x.dtype)]))
+        seen = [*self._see(both, x.dtype), self._latitude(x.dtype)]
+        h = self.lift(jnp.concatenate(seen))
         carry = lambda h, block: (self._block(block, h, noise_field), None)
         h = jax.lax.scan(carry, h, self.blocks)[0]
-        return self.sht.synthesis(self.inner.analysis(self.project(h)))
+        return self.sht.synthesis(self.inner.analysis(self.project(h))).astype(x.dtype)
 
     def _block(self, block, h, noise):
         y = block.filter(self.inner.analysis(block.norm(h, noise)))
-        seen = [*self._see(y), h, self._latitude(h.dtype)]
+        seen = [*self._see(y, h.dtype), h, self._latitude(h.dtype)]
         return h + block.mlp(jnp.concatenate(seen))
 
-    def _see(self, coefficients) -> tuple[Array, Array, Array]:
+    def _see(self, coefficients, dtype) -> list[Array]:
         """Values and gradients on the inner grid, both of order one."""
         east, north = self.inner.gradient_synthesis(coefficients)
         field = self.inner.synthesis(coefficients)
-        return field, east / self._typical, north / self._typical
+        parts = field, east / self._typical, north / self._typical
+        # Half-precision fields are transformed in float32.
+        return [part.astype(dtype) for part in parts]
 
     @property
     def _typical(self) -> float:

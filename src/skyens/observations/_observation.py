@@ -73,9 +73,7 @@ class Observation(eqx.Module):
                 for name, where in coordinates.items()
             }
         self.value = value
-        # A bare function is a pytree leaf that `jax.jit` would refuse.
-        bare = jax.tree_util.all_leaves([operator])
-        self.operator = jax.tree_util.Partial(operator) if bare else operator
+        self.operator = _as_pytree(operator)
         self.error = error
         self.mask = _fit("mask", mask, value.shape) & jnp.isfinite(value)
         self.coordinates = coordinates
@@ -165,11 +163,16 @@ class _Composed(eqx.Module):
 
     def __init__(self, outer: Callable, inner: Callable):
         self.outer = outer
-        bare = jax.tree_util.all_leaves([inner])
-        self.inner = jax.tree_util.Partial(inner) if bare else inner
+        self.inner = _as_pytree(inner)
 
     def __call__(self, state):
         return self.outer(self.inner(state))
+
+
+def _as_pytree(function: Callable) -> Callable:
+    # A bare function is a pytree leaf that `jax.jit` would refuse.
+    bare = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if bare else function
 
 
 def _fit(name: str, array: Array, shape: tuple[int, ...]) -> Array:

@@ -10,13 +10,16 @@ order, over time in `lax.scan`, and over devices by `all_merge`.
 
 from skyens.scores._crps import crps as crps
 from skyens.scores._crps_statistic import CRPS as CRPS
-from skyens.scores._mean_statistics import RMSE as RMSE
-from skyens.scores._mean_statistics import AnomalyCorrelation as AnomalyCorrelation
-from skyens.scores._mean_statistics import Bias as Bias
+from skyens.scores._mean_statistics import (
+    RMSE as RMSE,
+    AnomalyCorrelation as AnomalyCorrelation,
+    Bias as Bias,
+)
 from skyens.scores._normal import crps_normal as crps_normal
 from skyens.scores._rank_histogram import RankHistogram as RankHistogram
-from skyens.scores._spread_skill import SpreadAndSkill as SpreadAndSkill
-from skyens.scores._spread_skill import SpreadSkill as SpreadSkill
-from skyens.scores._statistic import Statistic as Statistic
-from skyens.scores._statistic import all_merge as all_merge
+from skyens.scores._spread_skill import (
+    SpreadAndSkill as SpreadAndSkill,
+    SpreadSkill as SpreadSkill,
+)
+from skyens.scores._statistic import Statistic as Statistic, all_merge as all_merge
 from skyens.scores._sums import Sum as Sum

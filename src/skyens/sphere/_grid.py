@@ -206,7 +206,7 @@ def _cell_centred(n: int) -> tuple[np.ndarray, np.ndarray]:
     return theta, np.cos(np.outer(theta, k)) @ (scale * integral) / n
 
 
-_COLATITUDES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
+_COLATITUDES: dict[Kind, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "gauss-legendre": _gauss_legendre,
     "equiangular": _equiangular,
     "cell-centred": _cell_centred,
@@ -214,7 +214,7 @@ _COLATITUDES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 
 
 @lru_cache(maxsize=64)
-def _colatitude_and_weight(kind: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _colatitude_and_weight(kind: Kind, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Colatitudes from north to south, and weights that sum to 2."""
     theta, weight = _COLATITUDES[kind](n)
     theta.setflags(write=False)

@@ -106,7 +106,9 @@ class AutoregressiveField(eqx.Module):
     field: GaussianRandomField
     correlation: Float[Array, ""] = eqx.field(metadata={"trainable": False})
 
-    def __init__(self, field: GaussianRandomField, correlation: float):
+    def __init__(
+        self, field: GaussianRandomField, correlation: float | Float[Array, ""]
+    ):
         """Set the law and the correlation from one step to the next.
 
         A memory of `tau` over steps of `dt` has correlation `exp(-dt / tau)`.
@@ -114,11 +116,11 @@ class AutoregressiveField(eqx.Module):
         Raises:
             EquinoxRuntimeError: `correlation` lies outside [0, 1].
         """
-        correlation = jnp.asarray(correlation, field.power.dtype)
-        outside = (correlation < 0) | (correlation > 1)
+        value = jnp.asarray(correlation, field.power.dtype)
+        outside = (value < 0) | (value > 1)
         message = "`correlation` must lie in [0, 1]."
         self.field = field
-        self.correlation = eqx.error_if(correlation, outside, message)
+        self.correlation = eqx.error_if(value, outside, message)
 
     def start(self, key: Key[Array, ""]) -> Complex[Array, "l m"]:
         """Return coefficients drawn from the stationary law."""
