@@ -69,7 +69,7 @@ constraints: $(VENV)/.created
 clean:
 	rm -rf $(VENV) site dist
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Of python3, python3.13, ... the first that is new enough, unless PYTHON says which.
 PYTHON_IS_NEW := -c 'import sys; sys.exit(sys.version_info < (3, 11))'

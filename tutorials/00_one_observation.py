@@ -91,9 +91,10 @@ no_departure = jnp.zeros(len(covariance))
 # %% [markdown]
 # ## The observation: what was seen
 #
-# Fifty of the world's radiosonde stations measure the height with an error of 8 m. The
-# truth is one draw from the prior, so that we know it. An `Observation` holds the
-# values, how a state would show them, and how wrong they may be.
+# The places are real, fifty of the world's radiosonde stations; what they measure is
+# **simulated**. The truth is one draw from the prior, so that we know it, and each
+# station sees its height with an error of 8 m. An `Observation` holds the values, how a
+# state would show them, and how wrong they may be.
 #
 # Our state is a departure, so the values are departures too: height seen minus height
 # expected. From coefficients to a field to fifty points is linear all the way: one
@@ -298,9 +299,9 @@ plt.show()
 # - One `Observation` serves every method. Change the operator, the error or the mask,
 #   and all three follow. It need not be linear, nor made for this state:
 #   `observation.pullback(decode)` takes one of fields to one of coefficients.
-# - A guided denoiser *is* the posterior. Exchange the formula for a trained network,
-#   and the same two lines condition a prior that is not Gaussian, where the other two
-#   methods are no longer right.
+# - Here a guided denoiser *is* the posterior. Exchange the formula for a trained
+#   network, and the same two lines condition a prior that is not Gaussian. Nothing is
+#   exact there any more: each of the three methods approximates, each in its own way.
 # - Methods that draw at random deserve a test that knows how much chance to allow.
 
 # %%

@@ -2,8 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from skyens import sphere
 from skyens.data import (

@@ -76,11 +76,8 @@ def transform(
     exists where singular vectors have none: with fewer observations than members,
     equal members, everything masked. It is meant to be differentiated once.
     """
-    u, s, _ = decompose(anomalies)
-    spread = anomalies.shape[0] - 1
-    eigenvalue = spread + s**2
-    weights = matmul(u, matmul(u.T, matmul(anomalies, innovation)) / eigenvalue)
-    return weights, matmul(u * _shrinkage(s, spread)[None, :], u.T)
+    u, s, scaled = decompose(anomalies)
+    return _functions(u, s, scaled, innovation)
 
 
 @transform.defjvp
@@ -89,8 +86,7 @@ def _transform_jvp(decompose, primals, tangents):
     u, s, scaled = decompose(y)
     spread = y.shape[0] - 1
     eigenvalue = spread + s**2
-    weights = matmul(u, matmul(u.T, matmul(y, d)) / eigenvalue)
-    change = matmul(u * _shrinkage(s, spread)[None, :], u.T)
+    weights, change = _functions(u, s, scaled, d)
     # dw = C^-1 (dY (d - Y'w) + Y (dd - dY'w))
     right = matmul(dy, d - matmul(weights, y)) + matmul(y, dd - matmul(weights, dy))
     inside = matmul(u.T, right) * (1 / eigenvalue - 1 / spread)
@@ -237,11 +233,19 @@ def positive_inflation(inflation: float | Float[Array, ""]) -> Float[Array, ""]:
     )
 
 
+def _functions(u, s, scaled, innovation):
+    """Weights w and `T - I`.
+
+    `Y d` is taken as `U (V s)' d`: where a singular value is nothing but rounding, so
+    is the direction of its column of U, and only the s keeps it out.
+    """
+    spread = u.shape[0] - 1
+    weights = matmul(u, matmul(scaled.T, innovation) / (spread + s**2))
+    # sqrt(spread / (spread + s^2)) - 1, without cancellation
+    root = jnp.sqrt(spread + s**2)
+    shrinkage = -(s**2) / (root * (root + spread**0.5))
+    return weights, matmul(u * shrinkage[None, :], u.T)
+
+
 def _root(square: Array) -> Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-
-def _shrinkage(s: Array, spread: int) -> Array:
-    """Return `sqrt(spread / (spread + s^2)) - 1` without cancellation."""
-    root = jnp.sqrt(spread + s**2)
-    return -(s**2) / (root * (root + spread**0.5))

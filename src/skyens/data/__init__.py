@@ -6,17 +6,20 @@ filled or reordered silently: what does not fit is an error that says where. The
 and writing stores needs zarr: `pip install "skyens[io]"`.
 """
 
-from skyens.data._fields import check_coordinates as check_coordinates
-from skyens.data._fields import check_finite as check_finite
-from skyens.data._fields import from_xarray as from_xarray
-from skyens.data._fields import grid_of as grid_of
-from skyens.data._fields import to_arrays as to_arrays
-from skyens.data._fields import to_dataset as to_dataset
-from skyens.data._fields import to_xarray as to_xarray
+from skyens.data._fields import (
+    check_coordinates as check_coordinates,
+    check_finite as check_finite,
+    from_xarray as from_xarray,
+    grid_of as grid_of,
+    to_arrays as to_arrays,
+    to_dataset as to_dataset,
+    to_xarray as to_xarray,
+)
 from skyens.data._forecast import forecast_dataset as forecast_dataset
 from skyens.data._names import conventional_names as conventional_names
 from skyens.data._normalise import fit_normaliser as fit_normaliser
-from skyens.data._samples import open_sample as open_sample
-from skyens.data._samples import station_positions as station_positions
-from skyens.data._store import check_output as check_output
-from skyens.data._store import write_zarr as write_zarr
+from skyens.data._samples import (
+    open_sample as open_sample,
+    station_positions as station_positions,
+)
+from skyens.data._store import check_output as check_output, write_zarr as write_zarr

@@ -41,7 +41,7 @@ class MMPS(eqx.Module):
     network is so only nearly. Then `symmetric=False` with `solver=lx.GMRES(...)`
     assumes neither.
 
-    Source: Rozet et al. (2024), NeurIPS 37, arXiv:2405.13712, equation 8, algorithm 3.
+    Source: Rozet et al. (2024), NeurIPS 37, arXiv:2405.13712.
     """
 
     solver: lx.AbstractLinearSolver | None

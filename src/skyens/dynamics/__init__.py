@@ -4,11 +4,15 @@ A step is any callable `step(state, forcing=None, *, key=None) -> state` that ca
 one member over one fixed time step.
 """
 
-from skyens.dynamics._barotropic import BarotropicVorticity as BarotropicVorticity
-from skyens.dynamics._barotropic import LinearBalance as LinearBalance
+from skyens.dynamics._barotropic import (
+    BarotropicVorticity as BarotropicVorticity,
+    LinearBalance as LinearBalance,
+)
 from skyens.dynamics._height import BalancedHeight as BalancedHeight
-from skyens.dynamics._keys import Purpose as Purpose
-from skyens.dynamics._keys import member_keys as member_keys
-from skyens.dynamics._keys import run_key as run_key
+from skyens.dynamics._keys import (
+    Purpose as Purpose,
+    member_keys as member_keys,
+    run_key as run_key,
+)
 from skyens.dynamics._rollout import rollout as rollout
 from skyens.dynamics._stochastic import StochasticStep as StochasticStep

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from skyens.dynamics import member_keys
-from skyens.dynamics import rollout as member_rollout
+from skyens.dynamics import member_keys, rollout as member_rollout
 
 
 def rollout(

@@ -9,8 +9,10 @@ step that rolls out like any other.
 from skyens.nn._channels import Channels as Channels
 from skyens.nn._neural_step import NeuralStep as NeuralStep
 from skyens.nn._normaliser import Normaliser as Normaliser
-from skyens.nn._pointwise import ConditionalLayerNorm as ConditionalLayerNorm
-from skyens.nn._pointwise import GatedMLP as GatedMLP
-from skyens.nn._pointwise import Pointwise as Pointwise
+from skyens.nn._pointwise import (
+    ConditionalLayerNorm as ConditionalLayerNorm,
+    GatedMLP as GatedMLP,
+    Pointwise as Pointwise,
+)
 from skyens.nn._sfno import SFNO as SFNO
 from skyens.nn._spectral import SpectralConv as SpectralConv

@@ -6,15 +6,20 @@ as they are. Coastlines are shipped, and nothing is ever downloaded. This room n
 `pip install "skyens[plot]"`.
 """
 
-from skyens.plot._coastlines import coastlines as coastlines
-from skyens.plot._coastlines import draw_coastlines as draw_coastlines
-from skyens.plot._coastlines import trace_coastlines as trace_coastlines
-from skyens.plot._diagrams import rank_histogram as rank_histogram
-from skyens.plot._diagrams import spectra as spectra
-from skyens.plot._diagrams import spread_skill as spread_skill
-from skyens.plot._maps import increment as increment
-from skyens.plot._maps import map_field as map_field
-from skyens.plot._maps import map_forecast as map_forecast
-from skyens.plot._maps import spaghetti as spaghetti
-from skyens.plot._style import save as save
-from skyens.plot._style import style as style
+from skyens.plot._coastlines import (
+    coastlines as coastlines,
+    draw_coastlines as draw_coastlines,
+    trace_coastlines as trace_coastlines,
+)
+from skyens.plot._diagrams import (
+    rank_histogram as rank_histogram,
+    spectra as spectra,
+    spread_skill as spread_skill,
+)
+from skyens.plot._maps import (
+    increment as increment,
+    map_field as map_field,
+    map_forecast as map_forecast,
+    spaghetti as spaghetti,
+)
+from skyens.plot._style import save as save, style as style

@@ -5,13 +5,17 @@ the loop around it is yours. `trainable` is the one filter of what is trained. `
 and `load` keep a state on disk so that the run resumes exactly.
 """
 
-from skyens.training._checkpoint import Checkpoint as Checkpoint
-from skyens.training._checkpoint import load as load
-from skyens.training._checkpoint import save as save
+from skyens.training._checkpoint import (
+    Checkpoint as Checkpoint,
+    load as load,
+    save as save,
+)
 from skyens.training._progress import progress as progress
-from skyens.training._step import Metrics as Metrics
-from skyens.training._step import TrainState as TrainState
-from skyens.training._step import ema_model as ema_model
-from skyens.training._step import make_step as make_step
-from skyens.training._step import scan_steps as scan_steps
+from skyens.training._step import (
+    Metrics as Metrics,
+    TrainState as TrainState,
+    ema_model as ema_model,
+    make_step as make_step,
+    scan_steps as scan_steps,
+)
 from skyens.training._trainable import trainable as trainable
