@@ -56,7 +56,9 @@ print(f"the ten analyses differ by {disagreement:.1f} m (standard deviation)")
 
 # %%
 model = demo.physics(analyses.grid)
-path = demo.forecast(model, analyses.height[:1, 0], 6, key=jr.key(0), reduce=lambda x: x)
+path = demo.forecast(
+    model, analyses.height[:1, 0], 6, key=jr.key(0), reduce=lambda x: x
+)
 control = demo.at_leads(path)
 persistence = np.repeat(analyses.height[:1, :1], 3, axis=1)
 card = demo.scorecard({"control": control, "persistence": persistence}, analyses)
@@ -88,9 +90,7 @@ start = demo.starting_members(model, analyses, 20, key=key)
 keys = member_keys(run_key(key, Purpose.PERTURB, start=analyses.time[0]), 20)
 states = jax.vmap(lambda value, key: noisy.start(value, key=key))(start, keys)
 step_key = run_key(key, Purpose.STEP, start=analyses.time[0])
-everything = demo.forecast(
-    noisy, states, 2, key=step_key, reduce=lambda state: state
-)
+everything = demo.forecast(noisy, states, 2, key=step_key, reduce=lambda state: state)
 at_12 = jax.tree.map(lambda leaf: leaf[:, -1], everything)
 later_key = run_key(key, Purpose.STEP, start=analyses.time[1])
 later = demo.forecast(noisy, at_12, 4, key=later_key)

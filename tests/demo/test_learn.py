@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_an_interrupted_training_resumes_exactly(analyses, tiny, tmp_path, monke
 
 def test_windows_are_turned_pieces_of_worlds():
     worlds = np.arange(4 * 9 * 3 * 10, dtype=np.float32).reshape(4, 9, 3, 10)
-    windows = np.asarray(_learn.sample_windows(worlds, 3, key=jr.key(0)))
+    windows = np.asarray(_learn.sample_windows(jnp.asarray(worlds), 3, key=jr.key(0)))
     assert windows.shape == (_learn.UPDATES, _learn.BATCH, 4, 3, 10)
     for window in windows.reshape(-1, 4, 3, 10)[:20]:
         world, first = divmod(int(window.min()) // 30, 9)

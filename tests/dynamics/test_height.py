@@ -53,7 +53,7 @@ def test_the_change_is_the_one_of_the_balanced_flow():
     np.testing.assert_allclose(psi, step.balance.streamfunction(phi), atol=1e-4)
     later = step.model(step.model(psi))
     change = step.sht.synthesis(step.balance.geopotential(later - psi)) / GRAVITY
-    assert np.abs(change).max() > 10  # m: two hours of strong winds
+    assert np.abs(change).max() > 1  # m
     moved = advance(step, height) - height
     np.testing.assert_allclose(moved, change, atol=1e-8)
     assert step.time_step == 7200.0

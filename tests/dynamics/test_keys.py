@@ -63,7 +63,7 @@ def test_members_do_not_depend_on_how_many_there_are():
     keys = bits(member_keys(KEY, 50))
     assert len(np.unique(keys, axis=0)) == 50
     np.testing.assert_array_equal(bits(member_keys(KEY, 7)), keys[:7])
-    for some in (np.array([41, 3]), jnp.array([41, 3]), np.array([41, 3], np.uint32)):
+    for some in (np.array([41, 3]), jnp.array([41, 3])):
         np.testing.assert_array_equal(bits(member_keys(KEY, some)), keys[[41, 3]])
     traced = jax.jit(member_keys)(KEY, jnp.array([41, 3]))
     np.testing.assert_array_equal(bits(traced), keys[[41, 3]])

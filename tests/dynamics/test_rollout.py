@@ -65,7 +65,9 @@ def test_checkpointing_changes_neither_values_nor_gradients():
 
         return jax.value_and_grad(total)(state["x"])
 
-    stored, again = (value_and_slope(start(), checkpoint) for checkpoint in (0, 1))
+    stored, again = (
+        value_and_slope(start(), checkpoint) for checkpoint in (False, True)
+    )
     chex.assert_trees_all_close(stored, again, rtol=1e-12)
 
 

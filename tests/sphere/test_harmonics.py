@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from skyens.sphere import SphericalHarmonics
 MAKERS = [sphere.gauss_legendre, sphere.equiangular, sphere.cell_centred]
 
 
-def random_coefficients(lmax, seed, batch=(), dtype=np.complex128):
+def random_coefficients(lmax, seed, batch=(), dtype: Any = np.complex128):
     rng = np.random.default_rng(seed)
     shape = (*batch, lmax + 1, lmax + 1)
     c = np.tril(rng.normal(size=shape) + 1j * rng.normal(size=shape))

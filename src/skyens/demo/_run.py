@@ -23,10 +23,11 @@ from skyens.demo._members import (
     starting_members,
 )
 from skyens.demo._pictures import draw
-from skyens.demo._verify import CAUTION, aims, scorecard
+from skyens.demo._verify import CAUTION, aims, region_weights, scorecard
 from skyens.demo._world import (
     LEADS,
     STEP_HOURS,
+    Analyses,
     fit_model_error,
     open_analyses,
     physics,
@@ -117,8 +118,9 @@ def run(settings: Settings) -> "pandas.DataFrame":
         at_12, analyses, key=key_of(Purpose.OBSERVE, 0, time=1)
     )
     print(
-        f"   {int(info.used)} heights used, {int(info.masked)} masked; chi-square per "
-        f"observation {float(info.chi_square):.2f}"
+        f"   {int(info.used)} heights used, {int(info.masked)} masked; error of the mean "
+        f"at 12 h {_error(at_12, analyses):.1f} m before, "
+        f"{_error(corrected, analyses):.1f} m after (20N-80N)"
     )
     later = forecast(noisy, corrected, STEPS - FIRST, key=later_key)
     blank = jnp.full_like(free[:, : FIRST - 1], jnp.nan)
@@ -214,6 +216,13 @@ class _Clock:
 def _only_after(fields: np.ndarray) -> np.ndarray:
     """Return the leads after the assimilation alone: its own time is no forecast."""
     return np.where((LEADS[0] < LEADS)[None, :, None, None], fields, np.nan)
+
+
+def _error(states, analyses: Analyses) -> float:
+    mean = np.asarray(states["value"]).mean(0)
+    weights = region_weights(analyses.grid, "20N-80N")
+    square = weights * (mean - analyses.truth[0]) ** 2
+    return float(np.sqrt(square.sum() / weights.sum() / mean.shape[-1]))
 
 
 def _training_words(report: dict, epochs: int) -> str:

@@ -52,5 +52,6 @@ def rollout(
         state = step(state, forcing, key=step_key)
         return state, state if reduce is None else reduce(state)
 
-    body = jax.checkpoint(body) if checkpoint else body
+    # A loop already keeps the compiler from undoing the recomputation.
+    body = jax.checkpoint(body, prevent_cse=False) if checkpoint else body
     return jax.lax.scan(body, state, (jnp.arange(steps), forcings), length=steps)[1]

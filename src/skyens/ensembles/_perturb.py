@@ -14,7 +14,7 @@ from skyens.sphere import Grid
 
 def centred(
     analyses: Float[Array, "analysis *state"],
-    perturbations: Float[Array, "analysis pair *state"],
+    perturbations: Float[Array, "analyses pair *states"],
 ) -> Float[Array, "member *state"]:
     """Return members in pairs about each analysis: `a + d` and `a - d` for every `d`.
 
@@ -65,7 +65,7 @@ class HemisphericRMS(eqx.Module):
     ) -> Float[Array, "*channel latitude 1"]:
         """Return the norm at each row, in the units of `field`."""
         self.grid.check(field)
-        rows = self.grid.latitude
+        rows = self.grid.latitude.round(9)  # an arc cosine may leave 20 below 20
         north = self._rms(field, rows >= self.latitude)
         south = self._rms(field, rows <= -self.latitude)
         blend = np.clip((rows / self.latitude + 1) / 2, 0, 1)
