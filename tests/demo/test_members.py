@@ -21,14 +21,16 @@ def noisy(analyses):
 
 
 def test_members_start_in_pairs_about_the_analyses(analyses, noisy):
-    start = demo.starting_members(noisy.step, analyses, 20, key=jr.key(0))
+    start = demo.starting_members(
+        demo.physics(analyses.grid), analyses, 20, key=jr.key(0)
+    )
     assert start.shape == (20, 61, 120)
     pairs = np.asarray(start).reshape(10, 2, 61, 120)
     np.testing.assert_allclose(pairs.mean(1), analyses.height[:, 0], atol=2e-3)
     size = np.abs(pairs[:, 0] - analyses.height[:, 0])[:, 37:57].mean()
     assert 1.5 < size < 6
     with pytest.raises(ValueError, match="multiple of 20"):
-        demo.starting_members(noisy.step, analyses, 30, key=jr.key(0))
+        demo.starting_members(demo.physics(analyses.grid), analyses, 30, key=jr.key(0))
 
 
 def test_a_member_is_replayed_bit_for_bit(analyses, noisy):
@@ -61,7 +63,9 @@ def test_persistence_is_dressed_about_the_start(analyses):
 
 def test_stations_pull_members_to_the_truth(analyses, noisy):
     keys = dynamics.member_keys(jr.key(1), 20)
-    start = demo.starting_members(noisy.step, analyses, 20, key=jr.key(0))
+    start = demo.starting_members(
+        demo.physics(analyses.grid), analyses, 20, key=jr.key(0)
+    )
     states = jax.vmap(lambda value, key: noisy.start(value, key=key))(start, keys)
     at_12 = demo.forecast(noisy, states, 2, key=jr.key(2), reduce=lambda state: state)
     at_12 = jax.tree.map(lambda leaf: leaf[:, -1], at_12)

@@ -35,7 +35,7 @@ def test_spread_at_12_hours_is_the_error_there(analyses, noisy):
     start = jnp.broadcast_to(analyses.height[0, 0], (32, 61, 120))
     states = jax.vmap(lambda value, key: noisy.start(value, key=key))(start, keys)
     path = ensembles.rollout(noisy, states, 2, key=jr.key(2))["value"][:, -1]
-    error = demo.first_error(noisy.step, analyses)
+    error = demo.first_error(demo.physics(analyses.grid), analyses)
     grid = analyses.grid
     weights = grid.weights * (np.abs(grid.latitude) >= 20)
     mean = lambda square: np.sqrt(weights @ square.mean(-1) / weights.sum())
@@ -44,7 +44,7 @@ def test_spread_at_12_hours_is_the_error_there(analyses, noisy):
 
 
 def test_noise_is_largest_where_the_model_erred_most(analyses, noisy):
-    error = demo.first_error(noisy.step, analyses)
+    error = demo.first_error(demo.physics(analyses.grid), analyses)
     by_latitude = np.sqrt(np.mean(error**2, axis=-1))
     amplitude = np.asarray(noisy.inject.amplitude)
     assert np.corrcoef(np.log(amplitude), np.log(by_latitude))[0, 1] > 0.8

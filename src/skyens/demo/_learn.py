@@ -14,11 +14,11 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from skyens import dynamics, nn, scores, sphere, training
-from skyens.demo._world import MEMORY_HOURS, STEP_HOURS, Analyses, _value
-from skyens.dynamics import BalancedHeight, Purpose, StochasticStep, run_key
+from skyens.demo._world import MEMORY_HOURS, STEP_HOURS, Analyses, _value, physics
+from skyens.dynamics import Purpose, StochasticStep, run_key
 
 CHANNELS = nn.Channels(["geopotential_height"], ["m"])
-WORLDS, WORLD_STEPS = 48, 8
+WORLDS, WORLD_STEPS = 36, 32
 WORLD_SPREAD = 15.0  # m, typical size of the perturbations the worlds start from
 BATCH, ENSEMBLE = 4, 2
 UPDATES = 48  # per epoch
@@ -37,8 +37,7 @@ def make_worlds(
     ever seen. Each world counts twice: seen from the other hemisphere it obeys the same
     equations.
     """
-    model = step.step
-    assert isinstance(model, BalancedHeight)
+    model = physics(analyses.grid)
     start = jnp.asarray(analyses.height[np.arange(WORLDS) % 10, 0])
     power = jnp.asarray(sphere.matern_spectrum(model.sht.lmax, 0.15), start.dtype)
     field = sphere.GaussianRandomField(model.sht, power)

@@ -117,10 +117,10 @@ def run(settings: Settings) -> "pandas.DataFrame":
     corrected, info, observation = assimilate(
         at_12, analyses, key=key_of(Purpose.OBSERVE, 0, time=1)
     )
+    before, after = (_error(states, analyses) for states in (at_12, corrected))
     print(
         f"   {int(info.used)} heights used, {int(info.masked)} masked; error of the mean "
-        f"at 12 h {_error(at_12, analyses):.1f} m before, "
-        f"{_error(corrected, analyses):.1f} m after (20N-80N)"
+        f"over 20N-80N {before:.1f} m before, {after:.1f} m after"
     )
     later = forecast(noisy, corrected, STEPS - FIRST, key=later_key)
     blank = jnp.full_like(free[:, : FIRST - 1], jnp.nan)

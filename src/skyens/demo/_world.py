@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Key
 
 from skyens import data, dynamics, ensembles, sphere
-from skyens.dynamics import BalancedHeight, StochasticStep
+from skyens.dynamics import BalancedHeight, Relaxed, StochasticStep
 from skyens.sphere import AutoregressiveField, GaussianRandomField, SphericalHarmonics
 
 STEP_HOURS = 6
@@ -18,6 +18,9 @@ LMAX = 42
 # The errors of a model without baroclinic growth live about as long as the systems it
 # misses: two days. Chosen beforehand, not fitted.
 MEMORY_HOURS = 48.0
+# Noise without damping would let the variance grow forever: it is drawn back to the
+# zonal mean, slowly against the length of the forecast.
+RELAXATION_HOURS = 15 * 24.0
 STANDARD_GRAVITY = 9.80665
 
 
@@ -92,7 +95,8 @@ def fit_model_error(
 
     From that one error field come the size of the noise at each latitude (a smooth
     curve), its spectrum by degree (smoothed over five degrees), and its amplitude: such
-    that the ensemble's spread at 12 hours equals the error there.
+    that the ensemble's spread at 12 hours equals the error there. So that a long run
+    settles, the state is drawn to its zonal mean at the start, over 15 days.
     """
     error = first_error(model, analyses)
     grid, sht = analyses.grid, model.sht
@@ -106,9 +110,12 @@ def fit_model_error(
     correlation = float(np.exp(-STEP_HOURS / MEMORY_HOURS))
     process = AutoregressiveField(field, correlation)
 
+    climate = analyses.height[:, 0].mean(axis=(0, -1))[:, None]
+    relaxed = Relaxed(model, jnp.asarray(climate), STEP_HOURS / RELAXATION_HOURS)
+
     def noisy(amplitude: float) -> StochasticStep:
         pattern = ErrorPattern(sht, jnp.asarray(amplitude * size, error.dtype))
-        return StochasticStep(model, process, pattern)
+        return StochasticStep(relaxed, process, pattern)
 
     # Spread is nearly proportional to the amplitude: one trial run tells the factor.
     trial = 0.5

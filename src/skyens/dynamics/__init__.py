@@ -14,5 +14,6 @@ from skyens.dynamics._keys import (
     member_keys as member_keys,
     run_key as run_key,
 )
+from skyens.dynamics._relaxed import Relaxed as Relaxed
 from skyens.dynamics._rollout import rollout as rollout
 from skyens.dynamics._stochastic import StochasticStep as StochasticStep

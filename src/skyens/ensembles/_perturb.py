@@ -65,7 +65,7 @@ class HemisphericRMS(eqx.Module):
     ) -> Float[Array, "*channel latitude 1"]:
         """Return the norm at each row, in the units of `field`."""
         self.grid.check(field)
-        rows = self.grid.latitude.round(9)  # an arc cosine may leave 20 below 20
+        rows = self.grid.latitude.round(12)  # an arc cosine may leave 20 below 20
         north = self._rms(field, rows >= self.latitude)
         south = self._rms(field, rows <= -self.latitude)
         blend = np.clip((rows / self.latitude + 1) / 2, 0, 1)

@@ -112,14 +112,14 @@ class SFNO(eqx.Module):
             raise ValueError(
                 f"`x` must have {self.in_channels} channels, got {x.shape[0]}."
             )
-        if noise is None:
-            zeros = jnp.zeros((self.noise_channels, *self.inner.grid.shape), x.dtype)
-            noise_field = zeros
-        elif noise.shape[0] != self.noise_channels:
+        if noise is not None and noise.shape[0] != self.noise_channels:
             raise ValueError(
                 f"`noise` must have {self.noise_channels} channels, got "
                 f"{noise.shape[0]}."
             )
+        if noise is None or not self.noise_channels:
+            shape = (self.noise_channels, *self.inner.grid.shape)
+            noise_field = jnp.zeros(shape, x.dtype)
         else:
             noise_field = self.inner.synthesis(noise).astype(x.dtype)
         coefficients = self.sht.analysis(x)
