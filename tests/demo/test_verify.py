@@ -1,7 +1,9 @@
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
-from skyens import demo
+from skyens import demo, sphere
 from skyens.demo import _verify
 
 
@@ -43,6 +45,16 @@ def test_ranks_of_an_exchangeable_ensemble_are_flat(analyses):
     counts = demo.ranks(ensemble, analyses)
     share = counts / counts.sum()
     np.testing.assert_allclose(share, 0.1, atol=0.015)
+
+
+def test_independent_cases_of_one_degree_are_its_orders(analyses):
+    grid = analyses.grid
+    sht = sphere.SphericalHarmonics(grid, 20)
+    power = jnp.zeros(21).at[12].set(1.0)
+    field = sphere.GaussianRandomField(sht, power).sample(jr.key(0))
+    cases = _verify.independent_cases(np.asarray(field), grid, "tropics")
+    share = _verify.region_weights(grid, "tropics").sum() / grid.weights.sum()
+    assert np.isclose(cases, 25 * share, rtol=1e-6)
 
 
 def test_region_weights_cover_their_latitudes_only(analyses):

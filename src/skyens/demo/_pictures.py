@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skyens import plot, sphere
-from skyens.demo._verify import Ensemble, ranks
+from skyens.demo._verify import Ensemble, independent_cases, ranks
 from skyens.demo._world import LEADS, Analyses
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def draw(
         ),
         _spectra(systems, analyses),
         _spread_skill(card),
-        plot.rank_histogram(
-            ranks(ensemble, analyses),
-            title="Rank of the analysis among the physics members, 20N-80N, 24-36 h",
-        ),
+        _rank_histogram(ensemble, analyses),
     ]
     paths = []
     for name, picture in zip(PICTURES, pictures, strict=True):
@@ -97,6 +94,18 @@ def _spectra(systems: Mapping[str, Ensemble], analyses: Analyses):
         truth="analysis",
         units="m2",
         title=f"Power of 500 hPa height by degree, {LEADS[-1]} h ahead",
+    )
+
+
+def _rank_histogram(ensemble: Ensemble, analyses: Analyses):
+    # Twenty members tell as much as a hundred where so few cases are independent.
+    few = ensemble[:: max(1, len(ensemble) // 20)]
+    error = ensemble[:, -1].mean(0) - analyses.truth[-1]
+    cases = independent_cases(error, analyses.grid)
+    return plot.rank_histogram(
+        cases * ranks(few, analyses),
+        cases=cases,
+        title=f"Rank of the analysis, 20N-80N, 24 and 36 h ({cases:.0f} cases)",
     )
 
 

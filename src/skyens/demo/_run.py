@@ -119,8 +119,8 @@ def run(settings: Settings) -> "pandas.DataFrame":
     )
     before, after = (_error(states, analyses) for states in (at_12, corrected))
     print(
-        f"   {int(info.used)} heights used, {int(info.masked)} masked; error of the mean "
-        f"over 20N-80N {before:.1f} m before, {after:.1f} m after"
+        f"   {int(info.used)} heights used, {int(info.masked)} masked; error of the "
+        f"mean over 20N-80N {before:.1f} m before, {after:.1f} m after"
     )
     later = forecast(noisy, corrected, STEPS - FIRST, key=later_key)
     blank = jnp.full_like(free[:, : FIRST - 1], jnp.nan)

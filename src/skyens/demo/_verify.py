@@ -111,6 +111,25 @@ def ranks(
     return np.asarray(stat.finalize(state))
 
 
+def independent_cases(
+    error: Float[np.ndarray, "latitude longitude"],
+    grid: sphere.Grid,
+    region: str = "20N-80N",
+) -> float:
+    """Return how many independent numbers an error field holds in a region, about.
+
+    An isotropic field has `(sum P)^2 / sum(P^2 / (2 l + 1))` of them on the sphere, for
+    power P by degree (Bretherton et al. 1999, J. Climate 12, 1990-2009, equation 5, in
+    spectral form); a region has its share of the area.
+    """
+    sht = sphere.SphericalHarmonics(grid, grid.largest_lmax)
+    power = np.asarray(sht.power_spectrum(jnp.asarray(error)), np.float64)
+    degree = np.arange(power.size)
+    whole = power.sum() ** 2 / np.sum(power**2 / (2 * degree + 1))
+    share = region_weights(grid, region).sum() / grid.weights.sum()
+    return float(whole * share)
+
+
 def aims(card: "pandas.DataFrame", systems: tuple[str, ...]) -> list[tuple[str, bool]]:
     """Return each aim in words with its numbers, and whether it is met."""
     table = card.set_index(["system", "lead_time", "region"])
