@@ -18,8 +18,10 @@ from skyens.demo._world import MEMORY_HOURS, STEP_HOURS, Analyses, _value, physi
 from skyens.dynamics import Purpose, StochasticStep, run_key
 
 CHANNELS = nn.Channels(["geopotential_height"], ["m"])
-WORLDS, WORLD_STEPS = 36, 32
-WORLD_SPREAD = 15.0  # m, typical size of the perturbations the worlds start from
+WORLDS, WORLD_STEPS = 60, 8
+# Sizes of the perturbations the worlds start from, m. The broad ones, below degree 6
+# and in two worlds of three, teach the step not to drift where no analysis has been.
+WORLD_SPREAD, BROAD_SPREAD, BROAD_LMAX = 15.0, 150.0, 5
 BATCH, ENSEMBLE = 4, 2
 UPDATES = 48  # per epoch
 ROLLOUT = 3  # steps in the second half of the epochs
@@ -41,12 +43,17 @@ def make_worlds(
     start = jnp.asarray(analyses.height[np.arange(WORLDS) % 10, 0])
     power = jnp.asarray(sphere.matern_spectrum(model.sht.lmax, 0.15), start.dtype)
     field = sphere.GaussianRandomField(model.sht, power)
+    few = jnp.where(jnp.arange(power.size) <= BROAD_LMAX, 1, 0).astype(power.dtype)
+    broad = sphere.GaussianRandomField(model.sht, few)
     sizes = WORLD_SPREAD * jnp.linspace(0.2, 1.5, WORLDS, dtype=start.dtype)
+    broads = BROAD_SPREAD * jnp.linspace(-0.5, 1, WORLDS, dtype=start.dtype).clip(0)
 
-    def world(start, size, key):
-        perturb, noise, run = jr.split(key, 3)
+    def world(start, size, broad_size, key):
+        perturb, offset, noise, run = jr.split(key, 4)
         pattern = model.height(field.coefficients(perturb))
         value = start + size * pattern / jnp.std(pattern)
+        pattern = broad.sample(offset)
+        value = value + broad_size * pattern / jnp.std(pattern)
         state = step.start(value, key=noise)
         path = dynamics.rollout(step, state, WORLD_STEPS, key=run, reduce=_value)
         return jnp.concatenate([value[None], path])
@@ -56,7 +63,7 @@ def make_worlds(
     blocks = np.split(np.arange(WORLDS), 6)
     worlds = jnp.concatenate(
         [
-            make(start[block], sizes[block], keys[block])
+            make(start[block], sizes[block], broads[block], keys[block])
             for block in training.progress(blocks, description="make worlds")
         ]
     )
@@ -85,7 +92,14 @@ def build_step(grid: dict, width: int, blocks: int, lmax: int, noise_channels: i
         for i in range(noise_channels)
     ]
     one = jnp.ones(1)
-    return nn.NeuralStep(network, nn.Normaliser(0 * one, one), one, processes)
+    rows = jnp.ones((1, network.sht.grid.n_latitude))
+    return nn.NeuralStep(
+        network,
+        nn.Normaliser(0 * one, one),
+        one,
+        processes,
+        bounds=nn.Normaliser(0 * rows, rows),
+    )
 
 
 def hyperparameters(grid: sphere.Grid) -> dict[str, Any]:
@@ -118,10 +132,12 @@ def initial_training(
     )
     normaliser = nn.Normaliser(worlds.mean()[None], worlds.std()[None])
     change = jnp.std(worlds[:, 1:] - worlds[:, :-1])[None]
+    row = lambda statistic: statistic(worlds, axis=(0, 1, 3))[None]
+    bounds = nn.Normaliser(row(jnp.mean), row(jnp.std))
     step = eqx.tree_at(
-        lambda step: (step.network, step.normaliser, step.change),
+        lambda step: (step.network, step.normaliser, step.change, step.bounds),
         step,
-        (network, normaliser, change),
+        (network, normaliser, change, bounds),
     )
     return training.TrainState.init(step, make_optimiser(epochs))
 

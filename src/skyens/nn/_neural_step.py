@@ -23,6 +23,8 @@ class NeuralStep(eqx.Module):
     normaliser: Normaliser
     change: Float[Array, " channel"] = eqx.field(metadata={"trainable": False})
     processes: tuple[AutoregressiveField, ...]
+    bounds: Normaliser | None
+    limit: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -30,6 +32,9 @@ class NeuralStep(eqx.Module):
         normaliser: Normaliser,
         change: Float[Array, " channel"],
         processes: Sequence[AutoregressiveField],
+        *,
+        bounds: Normaliser | None = None,
+        limit: float = 4.0,
     ):
         """Wrap a network.
 
@@ -41,6 +46,10 @@ class NeuralStep(eqx.Module):
             processes: the noise in time, one for each of the network's channels of
                 noise, of order one and up to its `lmax`. Give some a memory and some
                 none: training finds out which errors last.
+            bounds: a guard for long runs: mean and standard deviation of the states
+                that training saw. Within `limit` standard deviations of the mean a
+                state is left as it is; beyond, it bends, and never reaches one more.
+            limit: see `bounds`.
 
         Raises:
             ValueError: there is another number of processes than channels of noise.
@@ -52,6 +61,7 @@ class NeuralStep(eqx.Module):
             )
         self.network, self.normaliser = network, normaliser
         self.change, self.processes = jnp.asarray(change), tuple(processes)
+        self.bounds, self.limit = bounds, limit
 
     def start(
         self, value: Float[Array, "channel latitude longitude"], *, key: Key[Array, ""]
@@ -67,7 +77,17 @@ class NeuralStep(eqx.Module):
         noise = self._draw(lambda i, p, k: p(noise[i], key=k), key)
         change = self.network(self.normaliser(value), noise)
         scale = self.change.astype(value.dtype)[:, None, None]
-        return {"value": value + scale * change.astype(value.dtype), "noise": noise}
+        value = value + scale * change.astype(value.dtype)
+        return {"value": self._bend(value), "noise": noise}
+
+    def _bend(self, value):
+        if self.bounds is None:
+            return value
+        departure = self.bounds(value)
+        beyond = jnp.maximum(jnp.abs(departure) - self.limit, 0)
+        excess = jnp.sign(departure) * (beyond - jnp.tanh(beyond))
+        std = self.bounds.std.astype(value.dtype)
+        return value - std.reshape(std.shape + (1,) * (3 - std.ndim)) * excess
 
     def _draw(self, draw: Callable, key) -> Complex[Array, "noise l m"]:
         """Stack one draw for each process, each with its own key."""
