@@ -15,6 +15,7 @@ LMAX = 4
 KEY = jr.key(0)
 MEAN, STD = np.array([5500.0, 280.0]), np.array([100.0, 10.0])
 CHANGE = jnp.array([20.0, 3.0])
+start = eqx.filter_jit(NeuralStep.start)
 advance = eqx.filter_jit(NeuralStep.__call__)
 
 
@@ -38,13 +39,13 @@ def neural_step(network=None, correlations=(0.5, 0.5, 0.5), dtype=float):
 
 
 def value(seed=1):
-    scale = lambda table: table[:, None, None]
-    return scale(MEAN) + scale(STD) * jr.normal(jr.key(seed), (2, *GRID.shape))
+    normal = np.random.default_rng(seed).normal(size=(2, *GRID.shape))
+    return jnp.asarray(MEAN[:, None, None] + STD[:, None, None] * normal)
 
 
 def test_changes_are_in_the_units_of_their_channel():
     step = neural_step()
-    state = step.start(value(), key=KEY)
+    state = start(step, value(), key=KEY)
     later = advance(step, state, key=jr.key(1))
     heard = float(later["noise"][:, 1, 0].real.sum())
     normal = (np.asarray(value()) - MEAN[:, None, None]) / STD[:, None, None]
@@ -54,7 +55,7 @@ def test_changes_are_in_the_units_of_their_channel():
 
 def test_start_keeps_the_value_and_draws_noise_of_order_one():
     step = neural_step()
-    state = step.start(value(), key=KEY)
+    state = start(step, value(), key=KEY)
     np.testing.assert_array_equal(state["value"], value())
     assert state["noise"].shape == (3, LMAX + 1, LMAX + 1)
     draw = jax.jit(jax.vmap(lambda key: step.start(value(), key=key)["noise"]))
@@ -82,29 +83,25 @@ def test_each_channel_of_noise_has_a_memory_of_its_own():
     np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [lambda: Echo(0), lambda: network(0)])
-def test_without_noise_channels_it_is_deterministic(make):
-    step = neural_step(make(), correlations=())
-    state = step.start(value(), key=KEY)
+def test_without_noise_channels_it_is_deterministic():
+    step = neural_step(Echo(0), correlations=())
+    state = start(step, value(), key=KEY)
     assert state["noise"].shape == (0, LMAX + 1, LMAX + 1)
     first, second = (advance(step, state, key=jr.key(k)) for k in (1, 2))
     np.testing.assert_array_equal(first["value"], second["value"])
     assert (first["value"] != value()).all()
 
 
-def network(noise_channels=3):
-    sizes = dict(width=4, blocks=1, lmax=LMAX, noise_channels=noise_channels)
-    return SFNO(GRID, 2, 2, **sizes, key=jr.key(3))
-
-
 def test_an_operator_rolls_out_for_many_members_in_float32():
-    step = neural_step(network(), dtype=jnp.float32)
-    start = value().astype(jnp.float32)
+    sizes = dict(width=4, blocks=1, lmax=LMAX, noise_channels=3)
+    network = SFNO(GRID, 2, 2, **sizes, key=jr.key(3))
+    step = neural_step(network, dtype=jnp.float32)
+    narrow = value().astype(jnp.float32)
 
     @eqx.filter_jit
     def members(step, keys):
         def member(key):
-            state = step.start(start, key=jr.fold_in(key, 0))
+            state = step.start(narrow, key=jr.fold_in(key, 0))
             return rollout(step, state, 3, key=key)
 
         return jax.vmap(member)(keys)
@@ -115,35 +112,84 @@ def test_an_operator_rolls_out_for_many_members_in_float32():
     assert path["noise"].dtype == jnp.complex64
     assert np.isfinite(path["value"]).all()
     # The noise is no part of an untrained network's value, but differs by member.
-    moved = np.abs(np.asarray(path["value"][:, 0] - start[None])).max(axis=(2, 3))
+    moved = np.abs(np.asarray(path["value"][:, 0] - narrow[None])).max(axis=(2, 3))
     assert (moved > 0).all()
     assert (path["noise"][0, :, :, 1:, 0] != path["noise"][1, :, :, 1:, 0]).all()
 
 
-def test_gradients_reach_the_network_through_a_rollout():
-    step = neural_step(network())
+class Growth(eqx.Module):
+    """A network that lets departures from the mean grow."""
 
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def slope(step):
-        state = step.start(value(), key=KEY)
-        path = rollout(step, state, 2, key=KEY, checkpoint=True)
-        return ((path["value"] - value()[None]) ** 2).sum()
+    rate: jax.Array
+    noise_channels: int = eqx.field(static=True, default=0)
+    lmax: int = eqx.field(static=True, default=LMAX)
 
-    for leaf in jax.tree.leaves(slope(step).network.blocks):
-        assert np.isfinite(leaf).all()
-    assert np.abs(slope(step).network.project.weight).max() > 0
+    def __call__(self, x, noise):
+        return self.rate * x
+
+
+def test_gradients_go_through_a_rollout():
+    @jax.jit
+    @jax.grad
+    def slope(rate):
+        step = neural_step(Growth(rate), correlations=())
+        path = rollout(step, step.start(value(), key=KEY), 3, key=KEY, checkpoint=True)
+        return path["value"][-1].sum()
+
+    # Each step multiplies the departure by 1 + rate * change / std.
+    ratio = np.asarray(CHANGE) / STD
+    departure = (np.asarray(value()) - MEAN[:, None, None]).sum(axis=(1, 2))
+    expected = (departure * 3 * ratio * (1 + 0.7 * ratio) ** 2).sum()
+    np.testing.assert_allclose(slope(jnp.asarray(0.7)), expected, rtol=1e-10)
 
 
 def test_a_bad_member_spoils_no_other():
     step = neural_step()
-    start = jnp.stack([value(1), value(2).at[0, 0, 0].set(jnp.nan)])
-    states = jax.vmap(lambda v, k: step.start(v, key=k))(start, member_keys(KEY, 2))
-    later = jax.vmap(lambda s, k: step(s, key=k))(states, member_keys(KEY, 2))
-    assert np.isfinite(later["value"][0]).all()
-    assert not np.isfinite(later["value"][1]).all()
+    values = jnp.stack([value(1), value(2).at[0, 0, 0].set(jnp.nan)])
+    keys = member_keys(KEY, 2)
+    member = lambda v, k: step(step.start(v, key=k), key=k)["value"]
+    later = jax.jit(jax.vmap(member))(values, keys)
+    assert np.isfinite(later[0]).all()
+    assert not np.isfinite(later[1]).all()
 
 
 def test_processes_that_do_not_fit_are_reported():
     with pytest.raises(ValueError, match="3 channels of noise, got 2"):
         neural_step(correlations=(0.5, 0.5))
+
+
+def bounded(limit=2.0):
+    step = neural_step()
+    rows = lambda table: np.broadcast_to(table[:, None], (2, GRID.n_latitude))
+    bounds = Normaliser(rows(MEAN), rows(STD))
+    return NeuralStep(
+        step.network,
+        step.normaliser,
+        0 * CHANGE,
+        step.processes,
+        bounds=bounds,
+        limit=limit,
+    )
+
+
+def test_a_guarded_state_is_left_alone_within_bounds_and_bends_beyond():
+    step = bounded()
+    scale = lambda x: MEAN[:, None, None] + STD[:, None, None] * x
+    departure = jnp.linspace(-1.99, 1.99, 2 * 72).reshape(2, *GRID.shape)
+    state = {"value": scale(departure), "noise": start(step, value(), key=KEY)["noise"]}
+    later = advance(step, state, key=KEY)["value"]
+    np.testing.assert_array_equal(later, state["value"])
+    far = jnp.linspace(2.1, 50, 2 * 72).reshape(2, *GRID.shape)
+    later = advance(step, state | {"value": scale(far)}, key=KEY)["value"]
+    bent = (np.asarray(later) - MEAN[:, None, None]) / STD[:, None, None]
+    np.testing.assert_allclose(bent, 2 + np.tanh(np.asarray(far) - 2), rtol=1e-9)
+    slope = jax.grad(lambda x: step._bend(scale(x))[0, 0, 0])(jnp.zeros_like(far))
+    assert slope[0, 0, 0] == STD[0]
+
+
+def test_a_guarded_long_run_stays_within_the_bounds():
+    step = eqx.tree_at(lambda s: s.change, bounded(), 10 * CHANGE)
+    state = start(step, value(), key=KEY)
+    last = rollout(step, state, 200, key=KEY)["value"][-1]
+    departure = (np.asarray(last) - MEAN[:, None, None]) / STD[:, None, None]
+    assert np.abs(departure).max() <= 3 + 1e-9

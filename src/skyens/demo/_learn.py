@@ -20,8 +20,8 @@ from skyens.dynamics import Purpose, StochasticStep, run_key
 CHANNELS = nn.Channels(["geopotential_height"], ["m"])
 WORLDS, WORLD_STEPS = 60, 8
 # Sizes of the perturbations the worlds start from, m. The broad ones, below degree 6
-# and in two worlds of three, teach the step not to drift where no analysis has been.
-WORLD_SPREAD, BROAD_SPREAD, BROAD_LMAX = 15.0, 150.0, 5
+# and in every other world, teach the step not to drift where no analysis has been.
+WORLD_SPREAD, BROAD_SPREAD, BROAD_LMAX = 15.0, 80.0, 5
 BATCH, ENSEMBLE = 4, 2
 UPDATES = 48  # per epoch
 ROLLOUT = 3  # steps in the second half of the epochs
@@ -46,7 +46,7 @@ def make_worlds(
     few = jnp.where(jnp.arange(power.size) <= BROAD_LMAX, 1, 0).astype(power.dtype)
     broad = sphere.GaussianRandomField(model.sht, few)
     sizes = WORLD_SPREAD * jnp.linspace(0.2, 1.5, WORLDS, dtype=start.dtype)
-    broads = BROAD_SPREAD * jnp.linspace(-0.5, 1, WORLDS, dtype=start.dtype).clip(0)
+    broads = BROAD_SPREAD * jnp.linspace(-1, 1, WORLDS, dtype=start.dtype).clip(0)
 
     def world(start, size, broad_size, key):
         perturb, offset, noise, run = jr.split(key, 4)
