@@ -46,7 +46,8 @@ def make_worlds(
     few = jnp.where(jnp.arange(power.size) <= BROAD_LMAX, 1, 0).astype(power.dtype)
     broad = sphere.GaussianRandomField(model.sht, few)
     sizes = WORLD_SPREAD * jnp.linspace(0.2, 1.5, WORLDS, dtype=start.dtype)
-    broads = BROAD_SPREAD * jnp.linspace(-1, 1, WORLDS, dtype=start.dtype).clip(0)
+    broads = BROAD_SPREAD * jnp.linspace(0, 1, WORLDS, dtype=start.dtype)
+    broads = jnp.where(jnp.arange(WORLDS) % 2 == 1, broads[::-1], 0)
 
     def world(start, size, broad_size, key):
         perturb, offset, noise, run = jr.split(key, 4)
