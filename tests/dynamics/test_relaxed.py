@@ -9,11 +9,11 @@ still = lambda state, forcing=None, *, key=None: state
 
 
 def test_a_still_world_decays_to_the_target():
-    start = {"height": jnp.array([[3.0, 5.0], [1.0, -1.0]])}
-    target = {"height": jnp.array([[1.0], [2.0]])}
-    path = rollout(Relaxed(still, target, 0.25), start, 6)["height"]
-    left = (1 - 0.25) ** jnp.arange(1.0, 7.0)[:, None, None]
-    expected = target["height"] + left * (start["height"] - target["height"])
+    start, target = np.array([[3.0, 5.0], [1.0, -1.0]]), np.array([[1.0], [2.0]])
+    step = Relaxed(still, {"height": jnp.asarray(target)}, 0.25)
+    path = rollout(step, {"height": jnp.asarray(start)}, 6)["height"]
+    left = (1 - 0.25) ** np.arange(1, 7)[:, None, None]
+    expected = target + left * (start - target)
     np.testing.assert_allclose(path, expected, rtol=1e-12)
 
 

@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 
 import skyens
-from skyens import data, ensembles
+from skyens import data, ensembles, training
 from skyens.demo._learn import train
 from skyens.demo._members import (
     WIDTH,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 STEPS = int(LEADS[-1]) // STEP_HOURS
 FIRST = int(LEADS[0]) // STEP_HOURS
+ONE_DAY = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run(settings: Settings) -> "pandas.DataFrame":
     folder = Path(settings.output)
     data.check_output(folder / "forecast.zarr", overwrite=True)
     folder.mkdir(parents=True, exist_ok=True)
-    say = _Clock()
+    say = _Clock(stages=9)
     key = jr.key(settings.seed)
 
     say("real analyses and the physics")
@@ -97,7 +98,7 @@ def run(settings: Settings) -> "pandas.DataFrame":
         key=key,
         signature=signature,
     )
-    print(_training_words(report, settings.epochs))
+    say.note(_training_words(report, settings.epochs))
 
     say(f"{settings.members} starting members")
     start = starting_members(model, analyses, settings.members, key=key)
@@ -118,7 +119,7 @@ def run(settings: Settings) -> "pandas.DataFrame":
         at_12, analyses, key=key_of(Purpose.OBSERVE, 0, time=1)
     )
     before, after = (_error(states, analyses) for states in (at_12, corrected))
-    print(
+    say.note(
         f"   {int(info.used)} heights used, {int(info.masked)} masked; error of the "
         f"mean over 20N-80N {before:.1f} m before, {after:.1f} m after"
     )
@@ -135,15 +136,19 @@ def run(settings: Settings) -> "pandas.DataFrame":
     neural = forecast(learned, states, STEPS, key=neural_key)[:, :, 0]
 
     say("30 days of the learned step")
-    month = 30 * 24 // STEP_HOURS
-    few = jax.tree.map(lambda leaf: leaf[:4], states)
-    deviation = lambda state: jnp.std(state["value"], axis=(-2, -1))[0]
     run_all = eqx.filter_jit(ensembles.rollout)
-    long = run_all(learned, few, month, key=neural_key, reduce=deviation)
-    stability = (float(long[:, 0].mean()), float(long[:, -1].mean()))
-    print(
-        f"   standard deviation of height over the globe: {stability[0]:.0f} m after "
-        f"6 h, {stability[1]:.0f} m after 30 days"
+    few = jax.tree.map(lambda leaf: leaf[:4], states)
+    deviation = []
+    for day in training.progress(range(30), description="30 days"):
+        day_key = run_key(
+            key, Purpose.STEP, start=analyses.time[0] + day * ONE_DAY, version=1
+        )
+        path = run_all(learned, few, 24 // STEP_HOURS, key=day_key)
+        few = jax.tree.map(lambda leaf: leaf[:, -1], path)
+        deviation.append(float(jnp.std(few["value"], axis=(1, 2, 3)).mean()))
+    say.note(
+        f"   standard deviation of height over the globe: {deviation[0]:.0f} m after a "
+        f"day, {deviation[9]:.0f} m after 10, {deviation[29]:.0f} m after 30"
     )
 
     say("the others, and verification")
@@ -201,16 +206,27 @@ def run(settings: Settings) -> "pandas.DataFrame":
 
 
 class _Clock:
-    """Say what is being done, and at the end how long it took."""
+    """Say what is being done, with a bar over the stages of the whole job."""
 
-    def __init__(self):
+    def __init__(self, stages: int):
+        from tqdm import tqdm
+
         self.start = time.perf_counter()
+        self.bar = tqdm(total=stages, unit="stage", dynamic_ncols=True, leave=False)
+        self.running = False
 
     def __call__(self, what: str) -> None:
-        print(f"[{time.perf_counter() - self.start:5.0f} s] {what}", flush=True)
+        self.bar.update(int(self.running))
+        self.running = True
+        self.note(f"[{time.perf_counter() - self.start:5.0f} s] {what}")
+        self.bar.set_description(what)
+
+    def note(self, words: str) -> None:
+        self.bar.write(words)
 
     def done(self) -> None:
         self("done")
+        self.bar.close()
 
 
 def _only_after(fields: np.ndarray) -> np.ndarray:
