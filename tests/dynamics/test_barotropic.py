@@ -32,10 +32,7 @@ def single(l, value):
     return c
 
 
-def world(**settings):
-    settings = {"hyperdiffusion": 0.0, "deformation_radius": 1.5e6} | settings
-    return BarotropicVorticity(SHT, **settings)
-
+world = partial(BarotropicVorticity, SHT, hyperdiffusion=0.0, deformation_radius=1.5e6)
 
 compiled = eqx.filter_jit(BarotropicVorticity.__call__)
 step = lambda model, *fields: np.asarray(compiled(model, *map(jnp.asarray, fields)))

@@ -4,6 +4,12 @@
 with the same functions.
 """
 
+import os
+
+# The local filter solves thousands of eigenproblems of a hundred rows. Threads inside
+# each cost a hundred times what they gain; this must be said before LAPACK is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from skyens.demo._learn import (
     build_step as build_step,
     initial_training as initial_training,
