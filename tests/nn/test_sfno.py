@@ -58,6 +58,18 @@ def test_it_turns_with_the_sphere_about_its_axis():
     assert np.abs(mirrored - run(awake(), fields(), noise() * 0)[:, ::-1]).max() > 1e-3
 
 
+def test_the_inner_grid_knows_the_products_of_two_fields():
+    # As a grid of twice the rows does: nothing is aliased.
+    fine = sphere.SphericalHarmonics(sphere.gauss_legendre(20, 40), LMAX)
+
+    def product(sht):
+        one, two = sht.synthesis(jnp.asarray(noise()))
+        return sht.analysis(one * two)
+
+    expected, inner = map(eqx.filter_jit(product), (fine, NET.inner))
+    np.testing.assert_allclose(inner, expected, atol=1e-12)
+
+
 def test_degrees_above_lmax_are_not_seen():
     c = np.zeros((2, 8, 8), complex)
     c[:, 7, 3], c[:, 6, 0] = 1, 2
