@@ -35,6 +35,8 @@ demo: $(VENV)/.installed-all
 test: export OMP_NUM_THREADS := 1
 test: export OPENBLAS_NUM_THREADS := 1
 test: export XLA_FLAGS := --xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)
+# Most of the time goes into compiling small functions: halve it.
+test: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 test: $(VENV)/.installed-test
 	$(RUN) pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 

@@ -173,7 +173,7 @@ def sample_windows(
     steps: int,
     *,
     key: Key[Array, ""],
-) -> Float[Array, "update batch time latitude longitude"]:
+) -> Float[Array, "update batch window latitude longitude"]:
     """Return an epoch's windows of `steps` steps, each turned by a random longitude.
 
     The physics knows no longitude, so a turned world is another world.

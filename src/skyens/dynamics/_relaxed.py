@@ -19,7 +19,7 @@ class Relaxed(eqx.Module):
     """
 
     step: Callable
-    target: PyTree[Array]
+    target: PyTree[Array] = eqx.field(metadata={"trainable": False})
     rate: float = eqx.field(static=True)
 
     def __init__(self, step: Callable, target: PyTree[Array], rate: float):

@@ -85,7 +85,7 @@ class SFNO(eqx.Module):
         self.lift = GatedMLP(features, 2 * width, width, key=lift_key)
         make = lambda key: _Block(lmax, width, noise_channels, key=key)
         self.blocks = eqx.filter_vmap(make)(jr.split(block_key, blocks))
-        # A small start: an untrained step barely moves the state.
+        # A small start: an untrained step changes its state little.
         self.project = Pointwise(width, out_channels, gain=0.01, key=project_key)
 
     @property
@@ -139,7 +139,7 @@ class SFNO(eqx.Module):
         return h + block.mlp(jnp.concatenate(seen))
 
     def _see(self, coefficients, dtype) -> list[Array]:
-        """Values and gradients on the inner grid, both of order one."""
+        """Values and gradients on the inner grid, of comparable size."""
         east, north = self.inner.gradient_synthesis(coefficients)
         field = self.inner.synthesis(coefficients)
         parts = field, east / self._typical, north / self._typical
