@@ -92,8 +92,8 @@ def build_step(grid: dict, width: int, blocks: int, lmax: int, noise_channels: i
         sphere.AutoregressiveField(field, memory if i % 2 == 0 else 0.0)
         for i in range(noise_channels)
     ]
-    one = jnp.ones(1)
-    rows = jnp.ones((1, network.sht.grid.n_latitude))
+    one = jnp.ones(1, jnp.float32)  # as the worlds are
+    rows = jnp.ones((1, network.sht.grid.n_latitude), one.dtype)
     return nn.NeuralStep(
         network,
         nn.Normaliser(0 * one, one),
@@ -145,7 +145,7 @@ def initial_training(
 
 def make_loss(grid: sphere.Grid) -> Callable:
     """Return the almost fair CRPS of a few members over a short rollout."""
-    area = jnp.asarray(grid.weights / grid.weights.mean())[:, None]
+    area = jnp.asarray(grid.weights / grid.weights.mean())[None, None, :, None]
 
     def loss(step, batch, *, key):
         truth = batch[:, 1:]
@@ -162,7 +162,7 @@ def make_loss(grid: sphere.Grid) -> Callable:
             return jax.vmap(one)(keys)[:, :, 0]
 
         ensemble = jax.vmap(members)(batch[:, 0], jr.split(key, len(batch)))
-        crps = scores.crps(ensemble, truth, alpha=ALPHA, axis=1) / step.change
+        crps = scores.crps(ensemble, truth, alpha=ALPHA, axis=1) / step.change[0]
         return jnp.mean(crps * area.astype(crps.dtype))
 
     return loss
