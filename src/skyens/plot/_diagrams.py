@@ -162,6 +162,7 @@ def rank_histogram(
     ax.axhline(1, color=TRUTH, linewidth=1.2, label="expected")
     ax.set_ylim(0, 1.25 * max(1 + half, count.max() * count.size / count.sum()))
     ax.set_xlim(0.4, count.size + 0.6)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rank of the truth among the members")
     ax.set_ylabel("frequency / expected")
     return _done(ax, title, grid="y", columns=2)
