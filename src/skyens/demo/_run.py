@@ -188,6 +188,11 @@ def run(settings: Settings) -> "pandas.DataFrame":
             "information (ERA5, 2017). " + CAUTION,
         },
     )
+    for name in names:
+        dataset[f"geopotential_height_{name}"].attrs |= {
+            "standard_name": "geopotential_height",
+            "long_name": f"500 hPa height, ensemble: {name.replace('_', ', ')}",
+        }
     data.write_zarr(dataset, folder / "forecast.zarr", overwrite=True)
     pictures = draw(
         folder,
