@@ -18,3 +18,10 @@ def test_values_and_derivatives_match_scipy_to_high_degree():
         np.testing.assert_allclose(
             quotient[m, l] * np.sin(theta), m * value.real, atol=1e-11 * scale
         )
+
+
+def test_the_addition_theorem_holds_at_degree_1000_near_a_pole():
+    theta = np.array([0.003, 0.1, 1.5])
+    table = legendre(1000, theta)[:, 1000]
+    total = table[0] ** 2 + 2 * np.sum(table[1:] ** 2, axis=0)
+    np.testing.assert_allclose(total, 2001 / (4 * np.pi), rtol=1e-10)

@@ -37,7 +37,7 @@ def make_worlds(
 
     They start from the ten analyses of the first time alone; no verification time is
     ever seen. Each world counts twice: seen from the other hemisphere it obeys the same
-    equations.
+    equations, if not quite the same noise.
     """
     model = physics(analyses.grid)
     start = jnp.asarray(analyses.height[np.arange(WORLDS) % 10, 0])

@@ -21,7 +21,8 @@ REGIONS = {
 TUNED_LEAD = LEADS[0]  # the one whose error set the amplitudes
 CAUTION = (
     "One day and a half of one winter is a demonstration, not a climate of skill: four "
-    "analyses, one start, errors that are correlated from point to point."
+    "analyses, one start, errors that are correlated from point to point; and the "
+    "design (noise, relaxation, training worlds) was settled with these scores in view."
 )
 
 Ensemble = Float[np.ndarray, "member lead latitude longitude"]
@@ -119,7 +120,7 @@ def independent_cases(
     """Return how many independent numbers an error field holds in a region, about.
 
     An isotropic field has `(sum P)^2 / sum(P^2 / (2 l + 1))` of them on the sphere, for
-    power P by degree (Bretherton et al. 1999, J. Climate 12, 1990-2009, equation 5, in
+    power P by degree (Bretherton et al. 1999, J. Climate 12, 1990-2009, in
     spectral form); a region has its share of the area.
     """
     sht = sphere.SphericalHarmonics(grid, grid.largest_lmax)

@@ -15,7 +15,7 @@ class Relaxed(eqx.Module):
     settles.
 
     Source: Newtonian relaxation, Held & Suarez (1994), Bull. Amer. Meteor. Soc. 75,
-    1825-1830, equation 1.
+    1825-1830.
     """
 
     step: Callable

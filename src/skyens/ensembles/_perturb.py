@@ -40,7 +40,7 @@ class HemisphericRMS(eqx.Module):
     A norm for `breed` that keeps one hemisphere's storms from silencing the other's:
     the area mean poleward of `latitude` in each, linear in latitude between.
 
-    Source: Mahesh et al. (2024), arXiv:2408.03100, section 3 (huge ensembles).
+    Source: Mahesh et al. (2024), arXiv:2408.03100 (huge ensembles).
     """
 
     grid: Grid = eqx.field(static=True)

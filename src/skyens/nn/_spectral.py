@@ -16,7 +16,7 @@ class SpectralConv(eqx.Module):
     with every rotation and reflection of the sphere. It acts on coefficients; the
     network that owns the transform goes there and back.
 
-    Source: Bonev et al. (2023), ICML, PMLR 202, 2806-2823, eq. 9 (with real weights).
+    Source: Bonev et al. (2023), ICML, PMLR 202, 2806-2823 (with real weights).
     """
 
     weight: Float[Array, "l out in"]

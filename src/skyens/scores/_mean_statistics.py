@@ -82,7 +82,7 @@ class AnomalyCorrelation(eqx.Module):
     both minus the climatology; the sums are over all that was seen, weighted. Arguments
     and state: see `Statistic`.
 
-    Source: Jolliffe & Stephenson (2012), Forecast Verification, section 6.3.
+    Source: Jolliffe & Stephenson (2012), Forecast Verification.
     """
 
     def init(self, shape: tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Sums:

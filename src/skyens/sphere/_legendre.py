@@ -7,10 +7,10 @@ def legendre(lmax: int, colatitude: np.ndarray) -> np.ndarray:
     """Return `P[m, l, j]`, orthonormal on the unit sphere with Condon-Shortley phase.
 
     `Y_lm = P_lm(theta) exp(i m lambda)`; zero where `l < m`. Recurrence upwards in
-    degree, vectorised over order and colatitude; good to rounding up to lmax of
-    about 1,000, beyond which the sectoral seeds underflow near the poles.
+    degree, vectorised over order and colatitude; good to about 1e-11 at
+    lmax 1,000; far beyond, the sectoral seeds underflow near the poles.
 
-    Source: Holmes & Featherstone (2002), J. Geodesy 76, 279-299, eqs 11-13.
+    Source: Holmes & Featherstone (2002), J. Geodesy 76, 279-299.
     """
     size = lmax + 1
     x, y = np.cos(colatitude), np.sin(colatitude)

@@ -57,7 +57,7 @@ class GaussianRandomField(eqx.Module):
     `power` is the expected `power_spectrum` of a sample, so the variance is
     `sum(power) / (4 pi)` at every point, the poles included.
 
-    Source: Lang & Schwab (2015), Ann. Appl. Probab. 25, 3047-3094, section 2.
+    Source: Lang & Schwab (2015), Ann. Appl. Probab. 25, 3047-3094.
     """
 
     sht: SphericalHarmonics
