@@ -1,12 +1,15 @@
 from typing import Any
 
 import chex
+import ducc0
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from pyshtools.expand import MakeGridDH, SHExpandDH
 from scipy.special import sph_harm_y
 
 from skyens import sphere
@@ -90,6 +93,65 @@ def test_gradient_holds_at_the_last_degree():
     chex.assert_trees_all_close(energy, jnp.sum(degree * (degree + 1) * power))
 
 
+DUCC = {
+    sphere.gauss_legendre: "GL",
+    sphere.equiangular: "CC",
+    sphere.cell_centred: "F1",
+}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("n", "lmax"), [(41, 39), (130, 128), (131, 97)])
+def test_both_directions_are_those_of_ducc(make, n, lmax):
+    grid = make(n, 2 * n, north_first=True)
+    sht = SphericalHarmonics(grid, lmax)
+    c = np.asarray(random_coefficients(lmax, n))
+    packed = np.concatenate([c[m:, m] for m in range(lmax + 1)])[None]
+    settings = dict(spin=0, lmax=lmax, geometry=DUCC[make])
+    field = ducc0.sht.synthesis_2d(alm=packed, ntheta=n, nphi=2 * n, **settings)[0]
+    # Degree by degree rounding adds up like a random walk: eps * lmax is generous.
+    close = dict(atol=1e-15 * lmax * np.abs(field).max())
+    chex.assert_trees_all_close(sht.synthesis(jnp.asarray(c)), field, **close)
+    found = np.asarray(sht.analysis(jnp.asarray(field)))
+    back = ducc0.sht.analysis_2d(map=field[None], **settings)[0]
+    np.testing.assert_allclose(
+        np.concatenate([found[m:, m] for m in range(lmax + 1)]), back, atol=1e-12
+    )
+
+
+def test_coefficients_are_those_of_pyshtools_on_its_own_grid():
+    # Driscoll and Healy's rows: the equiangular ones without the south pole.
+    rng = np.random.default_rng(4)
+    n, lmax = 24, 11
+    real = np.tril(rng.normal(size=(2, lmax + 1, lmax + 1)))
+    real[1, :, 0] = 0
+    field = MakeGridDH(real, norm=4, csphase=-1, sampling=2, extend=1)
+    sht = SphericalHarmonics(sphere.equiangular(n + 1, 2 * n, north_first=True), lmax)
+    found = np.asarray(sht.analysis(jnp.asarray(np.ascontiguousarray(field[:, :-1]))))
+    scale = np.where(np.arange(lmax + 1) == 0, 1.0, np.sqrt(0.5))
+    expected = scale * (real[0] - 1j * real[1])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    again = SHExpandDH(field[:-1, :-1], norm=4, csphase=-1, sampling=2)
+    np.testing.assert_allclose(again[:, : lmax + 1, : lmax + 1], real, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "grid",
+    [sphere.gauss_legendre(720, 1440), sphere.cell_centred(720, 1440)],
+    ids=lambda grid: grid.kind,
+)
+def test_single_precision_holds_at_lmax_719(grid):
+    with jax.enable_x64(False):
+        sht = SphericalHarmonics(grid, 719)
+        c = random_coefficients(719, 5, dtype=np.complex64)
+        again = jax.jit(lambda sht, c: sht.analysis(sht.synthesis(c)))(sht, c)
+        assert jnp.max(jnp.abs(again - c)) < 1e-6 * jnp.max(jnp.abs(c))
+        tables = sum(leaf.nbytes for leaf in jax.tree.leaves(sht))
+    if grid.kind == "gauss-legendre":  # two square tables, forward and inverse
+        assert tables < 2 * 720**3 * 4 / 3
+
+
 def test_inverse_laplacian_undoes_the_laplacian_but_for_the_mean():
     sht = SphericalHarmonics(sphere.equiangular(20, 40), 18)
     field = sht.synthesis(random_coefficients(18, 3))
@@ -151,3 +213,23 @@ def test_wrong_use_is_reported():
         sht.analysis(jnp.zeros((60, 120)))
     with pytest.raises(ValueError, match="must end in"):
         sht.synthesis(jnp.zeros((12, 12), complex))
+    with pytest.raises(ValueError, match=r"`u` of shape .* does not lie"):
+        sht.wind_analysis(jnp.zeros((60, 120)), jnp.zeros((60, 120)))
+    with pytest.raises(ValueError, match=r"`vorticity` of shape .* must end in"):
+        sht.wind_synthesis(jnp.zeros((9, 9), complex), jnp.zeros((9, 9), complex))
+    field = jnp.zeros((61, 120)).at[3, 4].set(jnp.nan).at[8, 8].set(jnp.inf)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"2 of 7320 .* \(3, 4\)"):
+        sht.analysis(field)
+    assert jnp.isnan(eqx.filter_jit(sht.analysis)(field)).any()
+
+
+@pytest.mark.parametrize("radius", [6371.0, 6371.2, 0.0, -1.0])
+def test_a_radius_in_kilometres_is_noticed(radius):
+    sht = SphericalHarmonics(sphere.gauss_legendre(4, 8), 3)
+    field = jnp.ones((4, 8))
+    with pytest.raises(ValueError, match="`radius`"):
+        sht.gradient(field, radius=radius)
+    with pytest.raises(ValueError, match="`radius`"):
+        sht.laplacian(field, radius=radius)
+    with pytest.raises(ValueError, match="`radius`"):
+        sht.vorticity_divergence(field, field, radius=radius)

@@ -1,14 +1,15 @@
 """Latitude-longitude grids: where the points are and how much sphere each weighs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-Kind = Literal["gauss-legendre", "equiangular", "cell-centred"]
+from skyens.sphere._coordinates import recognise_columns, recognise_rows
+from skyens.sphere._quadrature import KINDS, Kind, rows
 
 
 @jax.tree_util.register_static
@@ -32,16 +33,21 @@ class Grid:
         """Check the sizes.
 
         Raises:
-            ValueError: fewer than two latitudes or one longitude, or an unknown kind.
+            ValueError: fewer than two latitudes or one longitude, an unknown kind, or
+                an origin that is not finite.
         """
-        if self.kind not in _COLATITUDES:
-            known = ", ".join(_COLATITUDES)
+        if self.kind not in KINDS:
+            known = ", ".join(KINDS)
             raise ValueError(f"`kind` must be one of {known}, got {self.kind!r}.")
         if self.n_latitude < 2:
             raise ValueError(f"`n_latitude` must be at least 2, got {self.n_latitude}.")
         if self.n_longitude < 1:
             raise ValueError(
                 f"`n_longitude` must be at least 1, got {self.n_longitude}."
+            )
+        if not np.isfinite(self.longitude_origin):
+            raise ValueError(
+                f"`longitude_origin` must be finite, got {self.longitude_origin}."
             )
 
     @classmethod
@@ -61,32 +67,9 @@ class Grid:
             ValueError: the coordinates belong to no known grid; the message says how
                 far from the nearest, or what is wrong with the longitudes.
         """
-        latitude = _as_vector("latitude", latitude)
-        longitude = _as_vector("longitude", longitude)
-        origin = _longitude_origin(longitude, tolerance)
-        n = latitude.size
-        if n < 2:
-            raise ValueError(f"`latitude` needs at least 2 values, got {n}.")
-        steps = np.diff(latitude)
-        if not (np.all(steps > 0) or np.all(steps < 0)):
-            raise ValueError(
-                "`latitude` must rise or fall strictly from row to row; it does not "
-                f"at row {int(np.argmax(np.sign(steps) != np.sign(steps[0]))) + 1}."
-            )
-        candidates = [
-            cls(kind, n, longitude.size, bool(steps[0] < 0), origin)
-            for kind in _COLATITUDES
-        ]
-        distances = [np.max(np.abs(grid.latitude - latitude)) for grid in candidates]
-        best = int(np.argmin(distances))
-        if distances[best] > tolerance * 180 / n:
-            raise ValueError(
-                f"`latitude` ({n} values from {latitude[0]:g} to {latitude[-1]:g}) is "
-                f"no known grid: the nearest, {candidates[best].kind}, differs by up "
-                f"to {distances[best]:.3g} degrees (allowed: {tolerance * 180 / n:.2g})"
-                ". Interpolate to a known grid first, or raise `tolerance`."
-            )
-        return candidates[best]
+        kind, north_first = recognise_rows(latitude, tolerance)
+        n_longitude, origin = recognise_columns(longitude, tolerance)
+        return cls(kind, len(latitude), n_longitude, north_first, origin)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,22 +79,35 @@ class Grid:
     @property
     def latitude(self) -> np.ndarray:
         """Latitudes in degrees, `(n_latitude,)`, float64."""
-        latitude = 90 - np.rad2deg(
-            _colatitude_and_weight(self.kind, self.n_latitude)[0]
-        )
-        return latitude if self.north_first else latitude[::-1]
+        return self._ordered(rows(self.kind, self.n_latitude).latitude)
 
     @property
     def longitude(self) -> np.ndarray:
         """Longitudes in degrees east, `(n_longitude,)`, float64."""
-        step = np.arange(self.n_longitude) * (360 / self.n_longitude)
-        return self.longitude_origin + step
+        return (
+            self.longitude_origin + np.arange(self.n_longitude) * 360 / self.n_longitude
+        )
+
+    @property
+    def latitude_edges(self) -> np.ndarray:
+        """Edges of the cells in degrees, `(n_latitude + 1,)`, in the rows' order.
+
+        Midway between rows; the outermost cells end at the poles.
+        """
+        latitude = rows(self.kind, self.n_latitude).latitude
+        middle = (latitude[:-1] + latitude[1:]) / 2
+        return self._ordered(np.concatenate([[90.0], middle, [-90.0]]))
+
+    @property
+    def longitude_edges(self) -> np.ndarray:
+        """Edges of the cells in degrees east, `(n_longitude + 1,)`, midway."""
+        halves = 2 * np.arange(self.n_longitude + 1) - 1
+        return self.longitude_origin + halves * 180 / self.n_longitude
 
     @property
     def colatitude(self) -> np.ndarray:
         """Angle from the north pole in radians, `(n_latitude,)`, float64."""
-        colatitude = _colatitude_and_weight(self.kind, self.n_latitude)[0]
-        return colatitude if self.north_first else colatitude[::-1]
+        return self._ordered(rows(self.kind, self.n_latitude).colatitude)
 
     @property
     def weights(self) -> np.ndarray:
@@ -121,9 +117,19 @@ class Grid:
         rows, `n_latitude - 1` on the others (Clenshaw-Curtis with poles, Fejer's first
         rule cell-centred).
         """
-        weight = _colatitude_and_weight(self.kind, self.n_latitude)[1]
-        weight = weight * (2 * np.pi / self.n_longitude)
-        return weight if self.north_first else weight[::-1]
+        weight = self._ordered(rows(self.kind, self.n_latitude).weight)
+        return weight * (2 * np.pi / self.n_longitude)
+
+    @property
+    def cell_areas(self) -> np.ndarray:
+        """Area of one cell of each row, in steradian: `sum * n_longitude = 4 pi`.
+
+        Between `latitude_edges` and `longitude_edges`: what a cell mean stands for.
+        For integrals of smooth fields `weights` are the better choice, by far.
+        """
+        edges = self.latitude_edges
+        areas = band_heights(np.minimum(edges[:-1], edges[1:]), np.abs(np.diff(edges)))
+        return areas * (2 * np.pi / self.n_longitude)
 
     @property
     def largest_lmax(self) -> int:
@@ -143,6 +149,41 @@ class Grid:
                 f"{self.kind} grid: its last two axes must be (latitude, longitude) = "
                 f"{self.shape}."
             )
+
+    def check_finite(self, field, name: str = "field"):
+        """Return `field`, once its known values are found finite; a check to call once.
+
+        Under tracing nothing is checked, and NaN propagates.
+
+        Raises:
+            ValueError: `field` does not lie on this grid.
+            EquinoxRuntimeError: values are not finite; it says how many, and where the
+                first stands.
+        """
+        self.check(field, name)
+        if isinstance(field, Tracer) or bool(np.all(finite := np.isfinite(field))):
+            return field
+        first = tuple(np.argwhere(~np.asarray(finite))[0].tolist())
+        message = (
+            f"`{name}` must be finite: {int(np.sum(~finite))} of {field.size} values "
+            f"are not, the first, at {first} (latitude "
+            f"{self.latitude[first[-2]]:g}, longitude {self.longitude[first[-1]]:g}), "
+            f"is {field[first]}."
+        )
+        return eqx.error_if(jnp.asarray(field), np.asarray(True), message)
+
+    def _ordered(self, from_north: np.ndarray) -> np.ndarray:
+        return from_north if self.north_first else from_north[::-1]
+
+
+def band_heights(south: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Return `sin(south + width) - sin(south)`, degrees in, exact for small bands.
+
+    Times `2 pi` the area of the band; near a pole the difference itself would lose
+    the digits that it is made of.
+    """
+    middle = np.deg2rad(90 - np.abs(south + width / 2))
+    return 2 * np.sin(middle) * np.sin(np.deg2rad(width) / 2)
 
 
 def gauss_legendre(
@@ -178,78 +219,3 @@ def cell_centred(
 ) -> Grid:
     """Return the grid of equal latitude cells seen at their centres (no poles)."""
     return Grid("cell-centred", n_latitude, n_longitude, north_first, longitude_origin)
-
-
-def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
-    node, weight = np.polynomial.legendre.leggauss(n)
-    return np.arccos(node[::-1]), weight[::-1]
-
-
-def _equiangular(n: int) -> tuple[np.ndarray, np.ndarray]:
-    # Clenshaw-Curtis: integrate the cosine interpolant; its ends count half.
-    theta = np.pi * np.arange(n) / (n - 1)
-    end = np.where((np.arange(n) == 0) | (np.arange(n) == n - 1), 0.5, 1.0)
-    k = np.arange(0, n, 2)
-    scale = np.where(k == 0, 1.0, 2.0) * np.where(k == n - 1, 0.5, 1.0)
-    integral = 2 / (1 - k**2.0)
-    return theta, 2 / (n - 1) * end * (
-        np.cos(np.outer(theta, k)) @ (scale * integral / 2)
-    )
-
-
-def _cell_centred(n: int) -> tuple[np.ndarray, np.ndarray]:
-    # Fejer's first rule.
-    theta = np.pi * (np.arange(n) + 0.5) / n
-    k = np.arange(0, n, 2)
-    scale = np.where(k == 0, 1.0, 2.0)
-    integral = 2 / (1 - k**2.0)
-    return theta, np.cos(np.outer(theta, k)) @ (scale * integral) / n
-
-
-_COLATITUDES: dict[Kind, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
-    "gauss-legendre": _gauss_legendre,
-    "equiangular": _equiangular,
-    "cell-centred": _cell_centred,
-}
-
-
-@lru_cache(maxsize=64)
-def _colatitude_and_weight(kind: Kind, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colatitudes from north to south, and weights that sum to 2."""
-    theta, weight = _COLATITUDES[kind](n)
-    theta.setflags(write=False)
-    weight.setflags(write=False)
-    return theta, weight
-
-
-def _as_vector(name: str, values) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"`{name}` must have one axis, got shape {values.shape}.")
-    if bad := int(np.sum(~np.isfinite(values))):
-        raise ValueError(f"`{name}` has {bad} values that are not finite.")
-    if name == "latitude" and np.max(np.abs(values)) > 90 + 1e-6:
-        raise ValueError(
-            f"`latitude` must lie in [-90, 90] degrees, got {values.min():g} to "
-            f"{values.max():g}; are the arguments swapped, or in radians?"
-        )
-    return values
-
-
-def _longitude_origin(longitude: np.ndarray, tolerance: float) -> float:
-    n = longitude.size
-    step = 360 / n
-    gaps = np.mod(np.diff(longitude), 360)
-    if n > 1 and np.isclose(np.mod(longitude[-1] - longitude[0], 360), 0, atol=1e-6):
-        raise ValueError(
-            f"`longitude` repeats its first value at the end ({longitude[0]:g} and "
-            f"{longitude[-1]:g} degrees): drop the wrap column."
-        )
-    if np.any(np.abs(gaps - step) > tolerance * step):
-        if n > 1 and np.all(np.abs(gaps - (360 - step)) <= tolerance * step):
-            raise ValueError("`longitude` runs west; reverse it so that it runs east.")
-        raise ValueError(
-            f"`longitude` must cover the circle in {n} equal steps of {step:g} degrees "
-            f"to the east; its steps are {gaps.min():g} to {gaps.max():g} degrees."
-        )
-    return float(longitude[0])

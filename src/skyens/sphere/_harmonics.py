@@ -6,8 +6,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from skyens.sphere._grid import Grid, gauss_legendre
-from skyens.sphere._legendre import legendre, legendre_gradients, resampling
+from skyens.sphere import _legendre, _transform, _winds
+from skyens.sphere._grid import Grid
+from skyens.sphere._precision import at_least_single
+from skyens.sphere._radius import check_radius
+from skyens.sphere._transform import Tables
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 
@@ -18,25 +21,28 @@ class SphericalHarmonics(eqx.Module):
     Coefficients are complex `(..., l, m)` with `0 <= m <= l <= lmax`, orthonormal on
     the unit sphere with the Condon-Shortley phase, zero where `m > l`; fields are real
     `(..., latitude, longitude)`. A field band-limited to `lmax` makes the round trip
-    to rounding. On grids without Gaussian latitudes the analysis first interpolates
-    trigonometrically to them, so that it keeps its exactness up to
-    `grid.largest_lmax`, where quadrature alone would lose it at half that.
+    to rounding. Where the grid's quadrature alone would lose that exactness (above half
+    of `grid.largest_lmax` on grids without Gaussian latitudes) the analysis has tables
+    of its own, which interpolate trigonometrically to Gaussian latitudes.
 
-    The transform sums Fourier rows over the symmetric and antisymmetric halves of the
-    latitudes separately, which halves the work of the Legendre sums.
+    Everything is linear in its fields or coefficients, for `jax.jit`, `vmap`, `jvp` and
+    `vjp`; a reverse derivative costs what its transforms cost. Fields of half precision
+    are transformed in float32. The tables are never trained.
 
     Source: Schaeffer (2013), Geochem. Geophys. Geosyst. 14, 751-758 (parity folding);
-    Driscoll & Healy (1994), Adv. Appl. Math. 15, 202-250 (exact latitude quadrature).
+    Driscoll & Healy (1994), Adv. Appl. Math. 15, 202-250 (exact latitude quadrature);
+    for winds, Temperton (1991), Mon. Wea. Rev. 119, 1303-1307.
     """
 
     grid: Grid = eqx.field(static=True)
     lmax: int = eqx.field(static=True)
     precision: lax.Precision = eqx.field(static=True)
-    # Half tables [m, s, j, r]: degree l = 2 r + s, row j of the first half of the rows.
-    _analysis: Float[Array, "m 2 j r"] = _fixed()
-    _synthesis: Float[Array, "m 2 j r"] = _fixed()
-    _east: Float[Array, "m 2 j r"] = _fixed()
-    _north: Float[Array, "m 2 j r"] = _fixed()
+    _harmonics: Tables
+    # What takes fields, and the components of vectors, to degrees; where None, it is
+    # the quadrature-weighted harmonics.
+    _scalar: Tables | None
+    _vector: Tables | None
+    _weights: Float[Array, " latitude"] = _fixed()
 
     def __init__(
         self,
@@ -53,20 +59,30 @@ class SphericalHarmonics(eqx.Module):
             precision: of the matrix products; the default never rounds to TF32.
 
         Raises:
-            ValueError: `lmax` is negative or above what the grid resolves.
+            ValueError: `lmax` is negative, above what the grid resolves, or above
+                1,900, where the recurrence of the tables would underflow.
         """
-        if not 0 <= lmax <= grid.largest_lmax:
+        largest = min(grid.largest_lmax, _legendre.LARGEST_LMAX)
+        if not 0 <= lmax <= largest:
             raise ValueError(
-                f"`lmax` must lie between 0 and {grid.largest_lmax} on this "
+                f"`lmax` must lie between 0 and {largest} on this "
                 f"{grid.n_latitude} x {grid.n_longitude} {grid.kind} grid, got {lmax}."
             )
         self.grid, self.lmax, self.precision = grid, lmax, precision
-        half = (grid.n_latitude + 1) // 2
-        table = legendre(lmax, grid.colatitude)
-        east, down = legendre_gradients(table[..., :half])
-        self._analysis = _fold(_analysis_matrix(grid, lmax, table)[..., :half])
-        self._synthesis = _fold(table[..., :half])
-        self._east, self._north = _fold(east), _fold(-down)
+        blocks = _legendre.order_blocks(lmax)
+        half = grid.colatitude[: (grid.n_latitude + 1) // 2]
+        self._harmonics = Tables(blocks, _legendre.legendre(lmax, half, blocks))
+        own = [None, None]
+        exact = grid.kind == "gauss-legendre" or 2 * lmax <= grid.n_latitude - 1
+        if not exact:
+            own = [
+                Tables(blocks, _legendre.analysis_tables(grid, lmax, blocks, vector=v))
+                for v in (False, True)
+            ]
+        self._scalar, self._vector = own
+        self._weights = jnp.asarray(grid.weights, float)
+
+    # ------------------------------------------------------------------------- scalars
 
     def analysis(
         self, field: Float[Array, "*batch latitude longitude"]
@@ -75,25 +91,12 @@ class SphericalHarmonics(eqx.Module):
 
         Raises:
             ValueError: the last two axes of `field` are not the grid's.
+            EquinoxRuntimeError: a value is not finite; under tracing it propagates.
         """
-        self.grid.check(field)
-        batch, dtype, size = field.shape[:-2], _compute_dtype(field), self.lmax + 1
-        half = self._analysis.shape[2]
-        x = field.astype(dtype).reshape(-1, *self.grid.shape)
-        first, last = x[:, :half], jnp.flip(x, 1)[:, :half]
-        rows = jnp.fft.rfft(jnp.stack([first + last, first - last], 1))[..., :size]
-        if self.grid.longitude_origin:
-            rows = rows * self._phase(-1, rows.dtype)[None, None, None]
-        # (batch, parity, j, m) complex -> (m, parity, 2 batch, j) real
-        rows = jnp.stack([rows.real, rows.imag]).transpose(4, 2, 0, 1, 3)
-        rows = _swap_odd_orders(rows.reshape(size, 2, -1, half))
-        table = self._analysis.astype(dtype)
-        degrees = jnp.einsum("msbj,msjr->msbr", rows, table, precision=self.precision)
-        # (m, s, (re, im), batch, r) -> (re/im, batch, l = 2 r + s, m)
-        degrees = degrees.reshape(size, 2, 2, -1, degrees.shape[-1])
-        degrees = degrees.transpose(2, 3, 4, 1, 0).reshape(2, x.shape[0], -1, size)
-        degrees = degrees[:, :, :size]
-        return lax.complex(degrees[0], degrees[1]).reshape(*batch, size, size)
+        field = at_least_single(self.grid.check_finite(field))
+        if self._scalar is None:
+            return self._analyse(self._weigh(field), self._harmonics)
+        return self._analyse(field, self._scalar)
 
     def synthesis(
         self, coefficients: Complex[Array, "*batch l m"]
@@ -103,7 +106,8 @@ class SphericalHarmonics(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        return self._sum(coefficients, self._synthesis, mirrored=False)
+        self._check(coefficients)
+        return self._synthesise(coefficients)
 
     def gradient_synthesis(
         self, coefficients: Complex[Array, "*batch l m"], *, radius: float = 1.0
@@ -114,10 +118,12 @@ class SphericalHarmonics(eqx.Module):
         """Return the eastward and northward derivative of the field, per unit `radius`.
 
         At a pole they are the limits along each meridian.
+
+        Raises:
+            ValueError: the coefficients belong to another `lmax`.
         """
-        east = self._sum(1j * coefficients, self._east, mirrored=False)
-        north = self._sum(coefficients, self._north, mirrored=True)
-        return east / radius, north / radius
+        self._check(coefficients)
+        return self._flow(None, coefficients, radius)
 
     def gradient(
         self, field: Float[Array, "*batch latitude longitude"], *, radius: float = 1.0
@@ -139,12 +145,11 @@ class SphericalHarmonics(eqx.Module):
         self, field: Float[Array, "*batch latitude longitude"], *, radius: float = 1.0
     ) -> Float[Array, "*batch latitude longitude"]:
         """Return the field of zero mean whose Laplacian is `field` less its mean."""
-        eigenvalues = self.laplacian_eigenvalues(radius)
-        inverse = np.concatenate([[0.0], 1 / eigenvalues[1:]])
-        return self._scale_degrees(field, inverse)
+        return self._scale_degrees(field, self._inverse_eigenvalues(radius)[:, 0])
 
     def laplacian_eigenvalues(self, radius: float = 1.0) -> np.ndarray:
         """Return `-l (l + 1) / radius^2` for each degree, `(lmax + 1,)`, float64."""
+        check_radius(radius)
         l = np.arange(self.lmax + 1)
         return -l * (l + 1) / radius**2
 
@@ -160,91 +165,204 @@ class SphericalHarmonics(eqx.Module):
         power = coefficients.real**2 + coefficients.imag**2
         return (2 * power.sum(-1) - power[..., 0]).astype(field.dtype)
 
+    # ------------------------------------------------------------------------- vectors
+
+    def wind_synthesis(
+        self,
+        vorticity: Complex[Array, "*batch l m"],
+        divergence: Complex[Array, "*batch l m"],
+        *,
+        radius: float = 1.0,
+    ) -> tuple[
+        Float[Array, "*batch latitude longitude"],
+        Float[Array, "*batch latitude longitude"],
+    ]:
+        """Return the eastward and northward wind of these coefficients.
+
+        Means of vorticity and divergence are ignored: no wind has them. At a pole the
+        components are the limits along each meridian.
+
+        Raises:
+            ValueError: the coefficients belong to another `lmax`, or their batches
+                differ.
+        """
+        self._check(vorticity, "vorticity")
+        self._check(divergence, "divergence")
+        if vorticity.shape != divergence.shape:
+            raise ValueError(
+                f"`vorticity` {vorticity.shape} and `divergence` {divergence.shape} "
+                "must have one shape; broadcast them first."
+            )
+        invert = _winds.like(self._inverse_eigenvalues(radius), vorticity)
+        return self._flow(invert * vorticity, invert * divergence, radius)
+
+    def wind_analysis(
+        self,
+        u: Float[Array, "*batch latitude longitude"],
+        v: Float[Array, "*batch latitude longitude"],
+        *,
+        radius: float = 1.0,
+    ) -> tuple[Complex[Array, "*batch l m"], Complex[Array, "*batch l m"]]:
+        """Return the vorticity and divergence coefficients of a wind.
+
+        Exact for winds whose vorticity and divergence are band-limited to `lmax`.
+
+        Raises:
+            ValueError: the last two axes of `u` or `v` are not the grid's.
+            EquinoxRuntimeError: a value is not finite; under tracing it propagates.
+        """
+        check_radius(radius)
+        both = jnp.stack(
+            [self.grid.check_finite(u, "u"), self.grid.check_finite(v, "v")]
+        )
+        both = at_least_single(both)
+        if self._vector is None:
+            both = self._weigh(both)
+            divided = both * _winds.like(_winds.inverse_sine(self.grid)[:, None], both)
+            x, y = self._analyse(divided, self._harmonics, beyond=True)
+        else:
+            x, y = self._analyse(both, self._vector, beyond=True)
+        east = lambda c: _winds.eastward(c[..., :-1, :])
+        vorticity = _winds.slope_adjoint(x) - east(y)
+        divergence = -east(x) - _winds.slope_adjoint(y)
+        if self._vector is None and self._poles:
+            more = _winds.from_poles(self.grid, both, self.lmax, self.precision)
+            vorticity = vorticity.at[..., 1].add(more[0])
+            divergence = divergence.at[..., 1].add(more[1])
+        return vorticity * (-1 / radius), divergence * (-1 / radius)
+
+    def wind(
+        self,
+        vorticity: Float[Array, "*batch latitude longitude"],
+        divergence: Float[Array, "*batch latitude longitude"],
+        *,
+        radius: float = 1.0,
+    ) -> tuple[
+        Float[Array, "*batch latitude longitude"],
+        Float[Array, "*batch latitude longitude"],
+    ]:
+        """Return the wind (m s-1) of vorticity and divergence (s-1, radius in m)."""
+        both = self.analysis(jnp.stack([vorticity, divergence]))
+        u, v = self.wind_synthesis(both[0], both[1], radius=radius)
+        return u.astype(vorticity.dtype), v.astype(vorticity.dtype)
+
+    def vorticity_divergence(
+        self,
+        u: Float[Array, "*batch latitude longitude"],
+        v: Float[Array, "*batch latitude longitude"],
+        *,
+        radius: float = 1.0,
+    ) -> tuple[
+        Float[Array, "*batch latitude longitude"],
+        Float[Array, "*batch latitude longitude"],
+    ]:
+        """Return vorticity and divergence (s-1) of a wind (m s-1, radius in m)."""
+        both = jnp.stack(self.wind_analysis(u, v, radius=radius))
+        vorticity, divergence = self.synthesis(both).astype(u.dtype)
+        return vorticity, divergence
+
+    def helmholtz(
+        self,
+        u: Float[Array, "*batch latitude longitude"],
+        v: Float[Array, "*batch latitude longitude"],
+        *,
+        radius: float = 1.0,
+    ) -> tuple[
+        Float[Array, "*batch latitude longitude"],
+        Float[Array, "*batch latitude longitude"],
+    ]:
+        """Return streamfunction and velocity potential (m2 s-1), of zero mean.
+
+        The wind is the gradient of the potential plus the gradient of the
+        streamfunction turned left: `u = dchi/dx - dpsi/dy`, `v = dchi/dy + dpsi/dx`.
+        """
+        both = jnp.stack(self.wind_analysis(u, v, radius=radius))
+        invert = _winds.like(self._inverse_eigenvalues(radius), both)
+        streamfunction, potential = self.synthesis(both * invert).astype(u.dtype)
+        return streamfunction, potential
+
+    # ------------------------------------------------------------------- what they use
+
+    def _flow(self, streamfunction, potential, radius):
+        """The wind of two potentials (coefficients); `None` is zero."""
+        check_radius(radius)
+        more = ((0, 0),) * (potential.ndim - 2) + ((0, 1), (0, 0))
+        u = jnp.pad(_winds.eastward(potential), more)
+        v = -_winds.slope(potential)
+        zonal = [jnp.zeros_like(potential[..., 0].real), -potential[..., 0].real]
+        if streamfunction is not None:
+            u = u + _winds.slope(streamfunction)
+            v = v + jnp.pad(_winds.eastward(streamfunction), more)
+            zonal[0] = streamfunction[..., 0].real
+        # Rows of order m >= 1 fall towards a pole as sin(theta)^m at least, term by
+        # term, so that dividing keeps their precision. Order 0 falls by cancellation.
+        fields = self._synthesise(jnp.stack([u, v]).at[..., 0].set(0))
+        divide = _winds.like(_winds.inverse_sine(self.grid)[:, None], fields)
+        fields = fields * divide + self._zonal_slope(jnp.stack(zonal))[..., None]
+        if self._poles:
+            ends = _winds.at_poles(self.grid, streamfunction, potential, self.precision)
+            fields = fields.at[..., jnp.asarray([0, -1]), :].set(ends)
+        fields = fields * (1 / radius)
+        return fields[0], fields[1]
+
+    def _zonal_slope(self, c):
+        """`d/dtheta` of zonal coefficients `(..., l)` by row: a sum over order 1."""
+        if self.lmax == 0:
+            return jnp.zeros((*c.shape[:-1], self.grid.n_latitude), c.dtype)
+        l = np.arange(self.lmax + 1)
+        c = c * _winds.like(np.sqrt(l * (l + 1)), c)
+        c = jnp.pad(c, ((0, 0),) * (c.ndim - 1) + ((0, c.shape[-1] % 2),))
+        c = c.reshape(*c.shape[:-1], -1, 2)
+        table = lax.stop_gradient(self._harmonics.up[0][1]).astype(c.dtype)
+        rows = jnp.einsum("...rs,srj->s...j", c, table, precision=self.precision)
+        # Order 1 is odd about the equator for even degrees.
+        first, last = rows[1] + rows[0], jnp.flip(rows[1] - rows[0], -1)
+        return jnp.concatenate([first, last[..., self.grid.n_latitude % 2 :]], -1)
+
+    @property
+    def _poles(self) -> bool:
+        return self.grid.kind == "equiangular" and self.lmax > 0
+
+    def _weigh(self, fields):
+        """Times the quadrature weights."""
+        weights = lax.stop_gradient(self._weights).astype(fields.dtype)
+        return fields * weights.reshape((1,) * (fields.ndim - 2) + (-1, 1))
+
+    def _analyse(self, field, tables, *, beyond: bool = False):
+        coefficients = _transform.analysis(
+            field, tables, beyond=beyond, precision=self.precision
+        )
+        return self._turn(coefficients, -1)
+
+    def _synthesise(self, coefficients):
+        return _transform.synthesis(
+            self._turn(coefficients, 1),
+            self._harmonics,
+            shape=self.grid.shape,
+            precision=self.precision,
+        )
+
+    def _turn(self, coefficients, sign: int):
+        """Turn from (`sign` 1) longitude 0 to the grid's first longitude, or back."""
+        if self.grid.longitude_origin == 0:
+            return coefficients
+        angle = np.arange(self.lmax + 1) * np.deg2rad(self.grid.longitude_origin)
+        return coefficients * _winds.like(np.exp(sign * 1j * angle), coefficients)
+
     def _scale_degrees(self, field, factors: np.ndarray):
         coefficients = self.analysis(field)
-        scale = jnp.asarray(factors, coefficients.dtype)
-        scale = scale.reshape((1,) * (coefficients.ndim - 2) + (-1, 1))
-        return self.synthesis(coefficients * scale).astype(field.dtype)
+        scaled = coefficients * _winds.like(factors[:, None], coefficients)
+        return self.synthesis(scaled).astype(field.dtype)
 
-    def _phase(self, sign: int, dtype) -> Array:
-        """The turn to the grid's first longitude: `sign` -1 analyses, 1 synthesises."""
-        m = np.arange(self.lmax + 1)
-        phase = np.exp(sign * 1j * m * np.deg2rad(self.grid.longitude_origin))
-        return jnp.asarray(phase, dtype)
+    def _inverse_eigenvalues(self, radius) -> np.ndarray:
+        """Of the Laplacian, `(lmax + 1, 1)`, and 0 for the mean."""
+        inverse = 1 / self.laplacian_eigenvalues(radius)[1:]
+        return np.concatenate([[0.0], inverse])[:, None]
 
-    def _sum(self, coefficients, table, *, mirrored: bool):
-        """Sum over degrees and orders; a `mirrored` table has the other parity."""
+    def _check(self, coefficients, name: str = "coefficients") -> None:
         size = self.lmax + 1
         if coefficients.shape[-2:] != (size, size):
             raise ValueError(
-                f"`coefficients` of shape {coefficients.shape} must end in (l, m) = "
+                f"`{name}` of shape {coefficients.shape} must end in (l, m) = "
                 f"{(size, size)} for lmax {self.lmax}; truncate or pad them first."
             )
-        batch, dtype = coefficients.shape[:-2], coefficients.real.dtype
-        c = (
-            coefficients.reshape(-1, size, size)
-            * self._phase(1, coefficients.dtype)[None, None]
-        )
-        c = jnp.stack([c.real, c.imag])
-        c = jnp.pad(c, ((0, 0), (0, 0), (0, 2 * table.shape[3] - size), (0, 0)))
-        # (re/im, batch, l = 2 r + s, m) -> (m, s, 2 batch, r)
-        c = c.reshape(2, c.shape[1], -1, 2, size).transpose(4, 3, 0, 1, 2)
-        c = c.reshape(size, 2, -1, table.shape[3])
-        rows = jnp.einsum(
-            "msbr,msjr->msbj", c, table.astype(dtype), precision=self.precision
-        )
-        rows = _swap_odd_orders(rows)
-        even, odd = (rows[:, 1], rows[:, 0]) if mirrored else (rows[:, 0], rows[:, 1])
-        first, last = even + odd, jnp.flip(even - odd, -1)
-        rows = jnp.concatenate([first, last[..., self.grid.n_latitude % 2 :]], -1)
-        # (m, (re, im) batch, j) -> (batch, j, m) complex
-        rows = rows.reshape(size, 2, -1, self.grid.n_latitude).transpose(1, 2, 3, 0)
-        field = jnp.fft.irfft(
-            lax.complex(rows[0], rows[1]), self.grid.n_longitude, norm="forward"
-        )
-        return field.reshape(*batch, *self.grid.shape)
-
-
-def _compute_dtype(field):
-    """Half-precision fields are transformed in float32."""
-    half = jnp.finfo(field.dtype).bits < 32
-    return jnp.float32 if half else field.dtype
-
-
-def _analysis_matrix(grid: Grid, lmax: int, table: np.ndarray) -> np.ndarray:
-    """Return `A[m, l, j]` such that `c_lm = sum_j A[m, l, j] * rfft(field)[j, m]`."""
-    step = 2 * np.pi / grid.n_longitude
-    if grid.kind == "gauss-legendre":
-        return _halve_the_equator(table * grid.weights, grid)
-    # Enough Gaussian rows to integrate interpolant times harmonic exactly.
-    fine = gauss_legendre(grid.n_latitude + 2, 1)
-    weighted = legendre(lmax, fine.colatitude) * (fine.weights / (2 * np.pi) * step)
-    matrix = np.empty((lmax + 1, lmax + 1, grid.n_latitude))
-    for odd in (False, True):
-        carry = resampling(
-            grid.colatitude, fine.colatitude, odd, grid.kind == "equiangular"
-        )
-        matrix[odd::2] = weighted[odd::2] @ carry
-    return _halve_the_equator(matrix, grid)
-
-
-def _halve_the_equator(matrix: np.ndarray, grid: Grid) -> np.ndarray:
-    """The folded equator row is added to itself: count it half."""
-    if grid.n_latitude % 2:
-        matrix = matrix.copy()
-        matrix[..., grid.n_latitude // 2] *= 0.5
-    return matrix
-
-
-def _fold(table: np.ndarray) -> Array:
-    """`[m, l, j]` to `[m, s, j, r]` with `l = 2 r + s`, zero-padded, as JAX array."""
-    size = table.shape[0]
-    table = np.pad(table, ((0, 0), (0, size % 2), (0, 0)))
-    table = table.reshape(size, -1, 2, table.shape[-1]).transpose(0, 2, 3, 1)
-    return jnp.asarray(np.ascontiguousarray(table), jnp.result_type(float))
-
-
-def _swap_odd_orders(rows):
-    """Exchange parity and degree-parity: harmonics are even where l + m is even."""
-    odd = (np.arange(rows.shape[0]) % 2 == 1).reshape(-1, 1, 1, 1)
-    return jnp.where(odd, jnp.flip(rows, 1), rows)

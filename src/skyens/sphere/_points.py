@@ -1,10 +1,21 @@
-"""From fields to points: bilinear interpolation and great-circle distance."""
+"""From fields to points: interpolation to places anywhere on the sphere."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from skyens.sphere._grid import Grid
+from skyens.sphere._interpolation import (
+    Bicubic,
+    Bilinear,
+    column_polynomials,
+    evaluate,
+    inner_places,
+)
+from skyens.sphere._precision import at_least_single
 
 
 def interpolate(
@@ -12,71 +23,91 @@ def interpolate(
     field: Float[Array, "*batch latitude longitude"],
     latitude: Float[Array, " point"],
     longitude: Float[Array, " point"],
+    method: Bilinear | Bicubic | None = None,
 ) -> Float[Array, "*batch point"]:
-    """Return `field` at points, bilinear in latitude and longitude.
+    """Return `field` at points, by default bilinear in latitude and longitude.
 
-    Longitude is periodic. Between the last row and a pole that the grid leaves out,
-    the pole's value is the mean of that row. Linear in `field`; differentiable in the
-    points too, except across cell edges. The points may be traced: they may move.
+    Longitude is periodic, and the poles are no edges: see `Bilinear` and `Bicubic`.
+    Linear in `field`; differentiable in the points too, where bilinear slopes jump at
+    the edges of cells and bicubic ones do not. The points may be traced: they may move.
 
     Args:
         grid: the grid of `field`.
-        field: values, any unit.
-        latitude: degrees, in [-90, 90].
+        field: values, any unit; half precision is computed in single.
+        latitude: degrees, in [-90, 90]; traced values outside see NaN.
         longitude: degrees, any turn.
+        method: `Bilinear()` or `Bicubic()`; for a component of a vector, `Bilinear(
+            vector=True)`, say.
 
     Raises:
         ValueError: `field` does not lie on `grid`.
+        EquinoxRuntimeError: a known latitude lies outside [-90, 90].
     """
     grid.check(field)
-    if grid.kind != "equiangular":
-        south_north = [field[..., :1, :], field[..., -1:, :]]
-        pole = [
-            jnp.broadcast_to(r.mean(-1, keepdims=True), r.shape) for r in south_north
-        ]
-        field = jnp.concatenate([pole[0], field, pole[1]], axis=-2)
-    sign = -1.0 if grid.north_first else 1.0
-    dtype = latitude.dtype
-    rows = np.array(sign * grid.latitude)
-    if grid.kind != "equiangular":
-        rows = np.concatenate([[-90.0], rows, [90.0]])
-    rows[0], rows[-1] = -90, 90  # an arc cosine may leave them a rounding inside
-    rows = jnp.asarray(rows, dtype)
-    y = sign * latitude
-    i = jnp.clip(jnp.searchsorted(rows, y, side="right") - 1, 0, rows.size - 2)
-    up = ((y - rows[i]) / (rows[i + 1] - rows[i])).astype(field.dtype)
+    latitude = _check_latitude(latitude)
+    return _interpolate(grid, field, latitude, longitude, method or Bilinear())
+
+
+@jax.jit
+def _interpolate(grid, field, latitude, longitude, method):
+    kept, field = field.dtype, at_least_single(field)
+    dtype, point = field.dtype, latitude.dtype
+    known = (jnp.abs(latitude) <= 90) & jnp.isfinite(longitude)
+    # An unknown place must not reach the weights: 0 * NaN spoils the gradient.
+    latitude, longitude = jnp.where(known, latitude, 0), jnp.where(known, longitude, 0)
+
+    places = method.places(grid)
+    beyond = (places.size - grid.n_latitude) // 2
+    edges = inner_places(places, method)
+    y = -latitude if grid.north_first else latitude
+    cell = jnp.searchsorted(jnp.asarray(edges, point), y, side="right") - 1
+    cell = jnp.clip(cell, 0, edges.size - 2)
+    width = jnp.asarray(np.diff(edges), point)[cell]
+    fraction = ((y - jnp.asarray(edges, point)[cell]) / width).astype(dtype)
+    pieces = jnp.asarray(np.moveaxis(method.polynomials(places), 0, -1), dtype)
+    row_weights = [evaluate(piece[:, cell], fraction) for piece in pieces]
+
     x = jnp.mod(longitude - grid.longitude_origin, 360.0) * (grid.n_longitude / 360)
-    j = jnp.clip(jnp.floor(x).astype(i.dtype), 0, grid.n_longitude - 1)
-    right = (x - j.astype(dtype)).astype(field.dtype)
-    next_j = jnp.mod(j + 1, grid.n_longitude)
+    column = jnp.clip(jnp.floor(x).astype(cell.dtype), 0, grid.n_longitude - 1)
+    fraction = (x - column.astype(x.dtype)).astype(dtype)
+    pieces = column_polynomials(method).tolist()
+    column_weights = [evaluate(piece, fraction) for piece in pieces]
+
+    # Rows beyond the poles are few: kept apart, the field need not be copied.
+    ghosts = jnp.concatenate(method.beyond(grid, field), axis=-2)
     lead = (1,) * (field.ndim - 2)
-    up, right = up.reshape(*lead, -1), right.reshape(*lead, -1)
-    low = field[..., i, j] * (1 - right) + field[..., i, next_j] * right
-    high = field[..., i + 1, j] * (1 - right) + field[..., i + 1, next_j] * right
-    return low * (1 - up) + high * up
+    value = jnp.zeros((*field.shape[:-2], latitude.size), dtype)
+    for i, row_weight in enumerate(row_weights):
+        row = cell + (i - beyond)
+        inside = ((row >= 0) & (row < grid.n_latitude)).reshape(*lead, -1)
+        ghost = jnp.where(row < 0, row + beyond, row - grid.n_latitude + beyond)
+        along = jnp.zeros_like(value)
+        for j, column_weight in enumerate(column_weights):
+            offset = j + 1 - len(column_weights) // 2
+            at = jnp.mod(column + offset, grid.n_longitude)
+            seen = _take(field, row, at)
+            if beyond:
+                seen = jnp.where(inside, seen, _take(ghosts, ghost, at))
+            along = along + seen * column_weight.reshape(*lead, -1)
+        value = value + along * row_weight.reshape(*lead, -1)
+    return jnp.where(known.reshape(*lead, -1), value, jnp.nan).astype(kept)
 
 
-def great_circle_distance(
-    latitude1: Float[Array, "*#points"],
-    longitude1: Float[Array, "*#points"],
-    latitude2: Float[Array, "*#points"],
-    longitude2: Float[Array, "*#points"],
-) -> Float[Array, "*points"]:
-    """Return the angle between points in radians; the inputs (degrees) broadcast.
+def _take(rows, row, column):
+    row = jnp.clip(row, 0, rows.shape[-2] - 1)
+    return rows.at[..., row, column].get(mode="promise_in_bounds")
 
-    Accurate for near and for opposite points; its gradient is 0, not NaN, where the
-    points coincide.
 
-    Source: Vincenty (1975), Survey Review 23, 88-93, on a sphere.
-    """
-    lat1, lat2 = jnp.deg2rad(latitude1), jnp.deg2rad(latitude2)
-    turn = jnp.deg2rad(longitude2 - longitude1)
-    across = jnp.cos(lat2) * jnp.sin(turn)
-    along = jnp.cos(lat1) * jnp.sin(lat2) - jnp.sin(lat1) * jnp.cos(lat2) * jnp.cos(
-        turn
+def _check_latitude(latitude: Float[Array, " point"]) -> Float[Array, " point"]:
+    """Check latitudes that are known; NaN is a place not known, and passes."""
+    if isinstance(latitude, Tracer):
+        return latitude
+    outside = np.abs(np.asarray(latitude)) > 90
+    if not np.any(outside):
+        return latitude
+    first = int(np.argmax(outside))
+    message = (
+        f"`latitude` must lie in [-90, 90] degrees: {int(outside.sum())} of "
+        f"{outside.size} values do not, the first, at {first}, is {latitude[first]}."
     )
-    down = jnp.sin(lat1) * jnp.sin(lat2) + jnp.cos(lat1) * jnp.cos(lat2) * jnp.cos(turn)
-    squared = across**2 + along**2
-    # Double where: the square root must never see the 0 it would differentiate.
-    sine = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-    return jnp.arctan2(sine, down)
+    return eqx.error_if(latitude, np.asarray(True), message)

@@ -1,4 +1,4 @@
-"""Isotropic Gaussian random fields on the sphere, and the real basis they live in."""
+"""Isotropic Gaussian random fields on the sphere, from any spectrum."""
 
 import math
 
@@ -9,130 +9,97 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Complex, Float, Key
 
+from skyens.sphere._coefficients import degrees_and_orders, from_real
 from skyens.sphere._harmonics import SphericalHarmonics
-
-
-def to_real(
-    coefficients: Complex[Array, "*batch l m"],
-) -> Float[Array, "*batch basis"]:
-    """Return the coordinates of a field in the real orthonormal basis.
-
-    One vector of `(lmax + 1)^2` numbers whose Euclidean norm is the field's norm on
-    the unit sphere: the `m = 0` coefficients, then `sqrt(2)` times the real parts and
-    `-sqrt(2)` times the imaginary parts of the others, by degree and order.
-    """
-    size = coefficients.shape[-1]
-    l, m = _pairs(size)
-    zonal = coefficients[..., :, 0].real
-    rest = coefficients[..., l, m] * math.sqrt(2)
-    return jnp.concatenate([zonal, rest.real, -rest.imag], axis=-1)
-
-
-def from_real(
-    vector: Float[Array, "*batch basis"],
-) -> Complex[Array, "*batch l m"]:
-    """Return the coefficients of the field with these real coordinates (`to_real`).
-
-    Raises:
-        ValueError: the length is no `(lmax + 1)^2`.
-    """
-    size = round(vector.shape[-1] ** 0.5)
-    if size**2 != vector.shape[-1]:
-        raise ValueError(
-            "`vector` must have (lmax + 1)^2 entries on its last axis, got "
-            f"{vector.shape[-1]}."
-        )
-    l, m = _pairs(size)
-    zonal, real, imaginary = jnp.split(vector, [size, size + l.size], axis=-1)
-    half = math.sqrt(0.5)
-    zonal = lax.complex(zonal, jnp.zeros_like(zonal))
-    table = jnp.zeros((*vector.shape[:-1], size, size), zonal.dtype)
-    table = table.at[..., :, 0].set(zonal)
-    return table.at[..., l, m].set(lax.complex(real * half, -imaginary * half))
 
 
 class GaussianRandomField(eqx.Module):
     """A Gaussian random field whose law no rotation changes.
 
     `power` is the expected `power_spectrum` of a sample, so the variance is
-    `sum(power) / (4 pi)` at every point, the poles included.
+    `sum(power) / (4 pi)` at every point, the poles included. Rows of `power` make a
+    field of several independent channels.
 
     Source: Lang & Schwab (2015), Ann. Appl. Probab. 25, 3047-3094.
     """
 
     sht: SphericalHarmonics
-    power: Float[Array, " l"] = eqx.field(metadata={"trainable": False})
+    power: Float[Array, "*channel l"] = eqx.field(metadata={"trainable": False})
 
-    def __init__(self, sht: SphericalHarmonics, power: Float[Array, " l"]):
-        """Set the transform and the expected power by degree, `(lmax + 1,)`.
+    def __init__(self, sht: SphericalHarmonics, power: Float[Array, "*channel l"]):
+        """Set the transform and the expected power by degree, `(..., lmax + 1)`.
 
         Raises:
             ValueError: `power` does not have one entry per degree.
             EquinoxRuntimeError: `power` has a negative entry.
         """
         power = jnp.asarray(power)
-        if power.shape != (sht.lmax + 1,):
+        if power.shape[-1:] != (sht.lmax + 1,):
             raise ValueError(
-                f"`power` must have one entry for each degree, {sht.lmax + 1}, got "
-                f"shape {power.shape}."
+                f"`power` must have one entry for each degree, {sht.lmax + 1}, on its "
+                f"last axis, got shape {power.shape}."
             )
         self.sht = sht
         self.power = eqx.error_if(power, power < 0, "`power` must not be negative.")
 
-    def coefficients(self, key: Key[Array, ""]) -> Complex[Array, "l m"]:
-        """Return the coefficients of one sample, in the precision of `power`."""
-        size = self.sht.lmax + 1
-        degree = np.arange(size)
+    def coefficients(
+        self, key: Key[Array, ""], shape: tuple[int, ...] = ()
+    ) -> Complex[Array, "*shape_and_channel l m"]:
+        """Return the coefficients of one sample, in the precision of `power`.
+
+        A `shape` draws that many independent ones at once, on leading axes.
+        """
+        degree = np.arange(self.sht.lmax + 1)
         # m = 0 is real with the full variance of a degree's every real coordinate;
         # halving it, as some codes do, makes the poles quieter than the equator.
-        variance = self.power / jnp.asarray(2 * degree + 1, self.power.dtype)
-        l, _ = _pairs(size)
-        each = variance[np.concatenate([degree, l, l])]
+        l, _ = degrees_and_orders(self.sht.lmax)
+        each = (self.power / _like(2 * degree + 1, self.power))[
+            ..., np.concatenate([degree, l, l])
+        ]
         std = jnp.where(each > 0, jnp.sqrt(jnp.where(each > 0, each, 1)), 0)
-        return from_real(std * jr.normal(key, each.shape, each.dtype))
+        normal = jr.normal(key, (*shape, *each.shape), each.dtype)
+        return from_real(jnp.broadcast_to(std, normal.shape) * normal)
 
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "latitude longitude"]:
-        """Return one sample on the grid, in the precision of `power`."""
-        return self.sht.synthesis(self.coefficients(key))
+    def sample(
+        self, key: Key[Array, ""], shape: tuple[int, ...] = ()
+    ) -> Float[Array, "*shape_and_channel latitude longitude"]:
+        """Return one sample on the grid, in the precision of `power`.
 
-
-class AutoregressiveField(eqx.Module):
-    """Isotropic noise with a memory: a first-order autoregressive process in time.
-
-    Its law at any one time is that of `field`; between times one step apart it
-    correlates as `correlation`. The state is spectral coefficients.
-    """
-
-    field: GaussianRandomField
-    correlation: Float[Array, ""] = eqx.field(metadata={"trainable": False})
-
-    def __init__(
-        self, field: GaussianRandomField, correlation: float | Float[Array, ""]
-    ):
-        """Set the law and the correlation from one step to the next.
-
-        A memory of `tau` over steps of `dt` has correlation `exp(-dt / tau)`.
-
-        Raises:
-            EquinoxRuntimeError: `correlation` lies outside [0, 1].
+        A `shape` draws that many independent ones in one transform.
         """
-        value = jnp.asarray(correlation, field.power.dtype)
-        outside = (value < 0) | (value > 1)
-        message = "`correlation` must lie in [0, 1]."
-        self.field = field
-        self.correlation = eqx.error_if(value, outside, message)
+        return self.sht.synthesis(self.coefficients(key, shape))
 
-    def start(self, key: Key[Array, ""]) -> Complex[Array, "l m"]:
-        """Return coefficients drawn from the stationary law."""
-        return self.field.coefficients(key)
+    def covariance(
+        self, distance: Float[Array, "*points"]
+    ) -> Float[Array, "*channel_and_points"]:
+        """Return the covariance of the values at two points, by their distance.
 
-    def __call__(
-        self, coefficients: Complex[Array, "l m"], *, key: Key[Array, ""]
-    ) -> Complex[Array, "l m"]:
-        """Return the coefficients one step later."""
-        fresh = self.field.coefficients(key)
-        kept = self.correlation.astype(coefficients.dtype)
-        return kept * coefficients + jnp.sqrt(1 - kept**2) * fresh
+        `sum_l power_l / (4 pi) P_l(cos(distance))`; see `great_circle_distance`.
+
+        Args:
+            distance: angle between the points in radians.
+        """
+        cosine = jnp.cos(distance)
+        lead = (1,) * cosine.ndim
+        weight = jnp.moveaxis(self.power, -1, 0).astype(distance.dtype) / (4 * math.pi)
+        weight = weight.reshape(weight.shape + lead)
+
+        def add_degree(carry, degree_and_weight):
+            total, before, now = carry
+            l, w = degree_and_weight
+            after = ((2 * l + 1) * cosine * now - l * before) / (l + 1)
+            channels = (1,) * (w.ndim - now.ndim)
+            return (total + w * now.reshape(channels + now.shape), now, after), None
+
+        degree = jnp.arange(self.sht.lmax + 1, dtype=distance.dtype)
+        shape = (*self.power.shape[:-1], *distance.shape)
+        start = (
+            jnp.zeros(shape, distance.dtype),
+            jnp.zeros_like(cosine),
+            jnp.ones_like(cosine),
+        )
+        (total, _, _), _ = lax.scan(add_degree, start, (degree, weight))
+        return total
 
 
 def matern_spectrum(
@@ -148,7 +115,8 @@ def matern_spectrum(
     Stat. Soc. B 73, 423-498, on the unit sphere.
 
     Raises:
-        ValueError: `length_scale` or `smoothness` is not positive.
+        ValueError: `length_scale` or `smoothness` is not positive, `variance` is
+            negative or `lmax` below 1.
     """
     if length_scale <= 0 or smoothness <= 0:
         raise ValueError(
@@ -170,22 +138,44 @@ def squared_exponential_spectrum(
     is small. Degree 0 is left out.
 
     Raises:
-        ValueError: `length_scale` is not positive.
+        ValueError: `length_scale` is not positive, `variance` is negative or `lmax`
+            below 1.
     """
     if length_scale <= 0:
         raise ValueError(f"`length_scale` (radians) must be positive: {length_scale}.")
     l = np.arange(lmax + 1)
-    return _normalise(
-        (2 * l + 1) * np.exp(-0.5 * length_scale**2 * l * (l + 1)), variance
-    )
+    # Relative to degree 1, so that broad fields do not underflow altogether.
+    above = np.maximum(l * (l + 1) - 2, 0)
+    return _normalise((2 * l + 1) * np.exp(-0.5 * length_scale**2 * above), variance)
+
+
+def power_law_spectrum(
+    lmax: int, exponent: float, *, variance: float = 1.0
+) -> np.ndarray:
+    """Return the power by degree, `(lmax + 1,)` float64, of a scale-free field.
+
+    Proportional to `l^-exponent` from degree 1, so that samples have zero mean; 3 is
+    the slope of kinetic energy at large scales of the atmosphere, 5/3 of the mesoscale
+    (Nastrom & Gage 1985, J. Atmos. Sci. 42, 950-960).
+
+    Raises:
+        ValueError: `variance` is negative or `lmax` below 1.
+    """
+    l = np.arange(lmax + 1)
+    return _normalise(np.maximum(l, 1.0) ** -exponent, variance)
 
 
 def _normalise(power: np.ndarray, variance: float) -> np.ndarray:
+    """Scale to the pointwise `variance`, without degree 0."""
+    if power.size < 2 or variance < 0:
+        raise ValueError(
+            "`lmax` must be at least 1, as degree 0 is left out, and `variance` not "
+            f"negative, got {power.size - 1} and {variance}."
+        )
     power[0] = 0
     return power * (4 * np.pi * variance / power.sum())
 
 
-def _pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees and orders of the coefficients with `1 <= m <= l < size`."""
-    l, m = np.tril_indices(size - 1)
-    return l + 1, m + 1
+def _like(values: np.ndarray, power: Array) -> Array:
+    """`values` in the dtype of `power`, along its last axis."""
+    return jnp.asarray(values, power.dtype).reshape((1,) * (power.ndim - 1) + (-1,))
