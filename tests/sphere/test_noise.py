@@ -13,7 +13,7 @@ from skyens.sphere import AutoregressiveField, GaussianRandomField, SphericalHar
 LMAX = 8
 SHT = SphericalHarmonics(sphere.equiangular(10, 18), LMAX)
 DEGREES = np.arange(LMAX + 1)
-PATHS = 2000
+PATHS = 1000
 advance = eqx.filter_jit(AutoregressiveField.__call__)
 start = eqx.filter_jit(AutoregressiveField.start)
 # kT of FourCastNet 3's configuration, to the digits printed there.

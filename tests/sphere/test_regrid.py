@@ -136,8 +136,14 @@ def test_spectral_is_exact_for_harmonics_that_both_grids_resolve(make, other):
     )
 
 
-@pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("columns", [(48, 96), (49, 97)])
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        (sphere.gauss_legendre, (49, 97)),
+        (sphere.equiangular, (48, 96)),
+        (sphere.cell_centred, (49, 97)),
+    ],
+)
 @pytest.mark.parametrize(
     ("method", "order"), [(sphere.Bilinear(), 2), (sphere.Bicubic(), 3)]
 )
@@ -175,14 +181,15 @@ def test_bicubic_is_near_scipys_spline_in_the_interior(make):
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-@pytest.mark.parametrize("vector", [False, True])
-@pytest.mark.parametrize("method", [sphere.Bilinear, sphere.Bicubic])
-def test_regridding_is_interpolating_to_all_points(source, target, vector, method):
+@pytest.mark.parametrize(
+    "method", [sphere.Bilinear(), sphere.Bilinear(vector=True), sphere.Bicubic()]
+)
+def test_regridding_is_interpolating_to_all_points(source, target, method):
     field = jr.normal(jr.key(0), (2, *source.shape))
     latitude, longitude = np.meshgrid(target.latitude, target.longitude, indexing="ij")
     points = jnp.asarray(latitude.ravel()), jnp.asarray(longitude.ravel())
-    expected = sphere.interpolate(source, field, *points, method(vector=vector))
-    value = Regridder(source, target, method(vector=vector))(field)
+    expected = sphere.interpolate(source, field, *points, method)
+    value = Regridder(source, target, method)(field)
     chex.assert_trees_all_close(value, expected.reshape(value.shape), atol=1e-11)
 
 
@@ -203,17 +210,16 @@ def test_a_grid_to_itself_and_to_its_mirror_image(method):
 def test_it_is_linear_and_knows_its_adjoint_under_jit_and_vmap(method):
     regrid = Regridder(SOURCE, TARGET, method)
     x = jr.normal(jr.key(0), (3, 2, *SOURCE.shape))
-    value = regrid(x)
+    value = jax.jit(Regridder.__call__)(regrid, x)
     y = jr.normal(jr.key(1), value.shape)
     apply = jax.jit(lambda regrid, x, y: (regrid(x), jax.vjp(regrid, x)[1](y)[0]))
     jitted, adjoint = apply(regrid, x, y)
     chex.assert_trees_all_close(jitted, value, rtol=1e-12, atol=1e-12)
     chex.assert_trees_all_close(jnp.vdot(value, y), jnp.vdot(x, adjoint), atol=1e-10)
-    tangent = jax.jvp(regrid, (jnp.zeros_like(x),), (x,))[1]
+    tangent = jax.jit(lambda regrid, x: jax.jvp(regrid, (0 * x,), (x,))[1])(regrid, x)
     chex.assert_trees_all_close(tangent, value, atol=1e-12)
-    chex.assert_trees_all_close(jax.vmap(jax.vmap(regrid))(x), value, atol=1e-12)
-    gradient = jax.vmap(jax.grad(lambda x: (regrid(x) * y[0, 0]).sum()))(x[0])
-    chex.assert_trees_all_close(gradient[0], gradient[1], atol=1e-12)
+    mapped = jax.jit(lambda regrid, x: jax.vmap(jax.vmap(regrid))(x))(regrid, x)
+    chex.assert_trees_all_close(mapped, value, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -221,7 +227,7 @@ def test_it_is_linear_and_knows_its_adjoint_under_jit_and_vmap(method):
 def test_the_dtype_stays(method, dtype):
     regrid = Regridder(SOURCE, TARGET, method)
     field = jr.normal(jr.key(0), SOURCE.shape).astype(dtype)
-    value = regrid(field)
+    value = jax.jit(Regridder.__call__)(regrid, field)
     assert value.dtype == dtype
     assert jax.eval_shape(jax.grad(lambda x: regrid(x).sum()), field).dtype == dtype
     exact = regrid(field.astype(jnp.float64))

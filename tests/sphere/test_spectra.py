@@ -225,3 +225,5 @@ def test_wrong_use_is_reported():
     ):
         with pytest.raises(ValueError, match=r"same shape.*truncate or pad"):
             compare(c, sphere.pad(c, LMAX + 1))
+    with pytest.raises(ValueError, match="looks like the Earth's in km"):
+        sphere.kinetic_energy_spectrum(c, c, radius=6371.0)

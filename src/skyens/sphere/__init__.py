@@ -51,6 +51,7 @@ from skyens.sphere._regrid import (
     Regridder as Regridder,
     Spectral as Spectral,
 )
+from skyens.sphere._sharded import ShardedHarmonics as ShardedHarmonics
 from skyens.sphere._spectra import (
     coherence as coherence,
     cross_spectrum as cross_spectrum,

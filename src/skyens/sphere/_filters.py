@@ -9,6 +9,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from skyens.sphere._coefficients import largest_degree, scale_degrees
 from skyens.sphere._harmonics import SphericalHarmonics
+from skyens.sphere._radius import check_radius
 
 
 class SpectralFilter(eqx.Module):
@@ -221,13 +222,12 @@ class Hyperdiffusion(SpectralFilter):
             order: of the Laplacian's power.
 
         Raises:
-            ValueError: `coefficient` or `radius` is not positive.
+            ValueError: `coefficient` or `radius` is not positive, or `radius` looks
+                like kilometres.
         """
-        if coefficient <= 0 or radius <= 0:
-            raise ValueError(
-                "`coefficient` and `radius` must be positive, got "
-                f"{coefficient} and {radius}."
-            )
+        check_radius(radius)
+        if coefficient <= 0:
+            raise ValueError(f"`coefficient` must be positive, got {coefficient}.")
         # Set at the degree that decays in about a second: any other one's rate would
         # leave float32's range at high orders.
         eigenvalue = radius**2 * coefficient ** (-1 / order)

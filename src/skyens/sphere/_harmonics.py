@@ -71,12 +71,14 @@ class SphericalHarmonics(eqx.Module):
         self.grid, self.lmax, self.precision = grid, lmax, precision
         blocks = _legendre.order_blocks(lmax)
         half = grid.colatitude[: (grid.n_latitude + 1) // 2]
-        self._harmonics = Tables(blocks, _legendre.legendre(lmax, half, blocks))
+        self._harmonics = Tables.build(blocks, _legendre.legendre(lmax, half, blocks))
         own = [None, None]
         exact = grid.kind == "gauss-legendre" or 2 * lmax <= grid.n_latitude - 1
         if not exact:
             own = [
-                Tables(blocks, _legendre.analysis_tables(grid, lmax, blocks, vector=v))
+                Tables.build(
+                    blocks, _legendre.analysis_tables(grid, lmax, blocks, vector=v)
+                )
                 for v in (False, True)
             ]
         self._scalar, self._vector = own

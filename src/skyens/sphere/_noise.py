@@ -98,13 +98,15 @@ def multiscale_noise(
             negative, or there is another number of them than of channels.
     """
     scales = np.asarray(_SCALES if length_scales is None else length_scales, float)
-    channels = lambda name, x: _per_channel(name, x, scales.size)
-    rate, std = channels("decay", decay), channels("std", std)
-    spectra = [squared_exponential_spectrum(sht.lmax, s) for s in scales]
-    power = np.asarray(std)[:, None] ** 2 * np.stack(spectra)
+    rates = _per_channel("decay", decay, scales.size)
+    sizes = _per_channel("std", std, scales.size)
+    spectra = [
+        squared_exponential_spectrum(sht.lmax, scale, variance=size**2)
+        for scale, size in zip(scales, sizes, strict=True)
+    ]
     dtype = jnp.result_type(float)
-    field = GaussianRandomField(sht, jnp.asarray(power, dtype))
-    return AutoregressiveField(field, jnp.asarray(np.exp(-rate), dtype))
+    field = GaussianRandomField(sht, jnp.asarray(np.stack(spectra), dtype))
+    return AutoregressiveField(field, jnp.asarray(np.exp(-rates), dtype))
 
 
 # 50 km to 6,400 km over the radius 6,370 km.

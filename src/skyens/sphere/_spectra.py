@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 from skyens.sphere._coefficients import largest_degree, scale_degrees
+from skyens.sphere._radius import check_radius
 
 
 def power_spectrum(
@@ -88,9 +89,11 @@ def kinetic_energy_spectrum(
     coefficients.
 
     Raises:
-        ValueError: the coefficients differ in shape or are not square.
+        ValueError: the coefficients differ in shape or are not square, or `radius` is
+            not positive or looks like kilometres.
     """
     _check_pair(vorticity, divergence)
+    check_radius(radius)
     l = np.arange(vorticity.shape[-1])
     # The velocity of a unit of vorticity. Scaling before squaring stays in range.
     speed = radius / np.sqrt(8 * math.pi * np.maximum(l * (l + 1), 1)) * (l > 0)
@@ -117,7 +120,8 @@ def wavelength_to_degree(
 ) -> Float[Array, "*shape"]:
     """Return the degree, not rounded, that has this wavelength.
 
-    The inverse of `degree_to_wavelength`. The wavelength is in the units of `radius`; an infinite one has degree 0.
+    The inverse of `degree_to_wavelength`: in the units of `radius`, and 0 for an
+    infinite wavelength.
     """
     wavenumber = 2 * math.pi * radius / _as_float(wavelength)
     # The root of l^2 + l = wavenumber^2 in the form that does not cancel.

@@ -40,15 +40,17 @@ class Tables(eqx.Module):
     """
 
     blocks: tuple[tuple[int, int, int], ...] = eqx.field(static=True)
-    down: tuple[Float[Array, "m 2 j r"], ...] = _fixed()
-    up: tuple[Float[Array, "m 2 r j"], ...] = _fixed()
+    degrees: int = eqx.field(static=True)  # lmax + 1
+    down: tuple[Float[Array, "_ 2 _ _"], ...] = _fixed()  # [m, s, j, r]
+    up: tuple[Float[Array, "_ 2 _ _"], ...] = _fixed()  # [m, s, r, j]
     last: Float[Array, "orders j"] = _fixed()  # the degree above the others
 
-    def __init__(
-        self,
+    @classmethod
+    def build(
+        cls,
         blocks: tuple[tuple[int, int, int], ...],
         tables: Iterable[tuple[np.ndarray, np.ndarray]],
-    ):
+    ) -> "Tables":
         """Keep `P[m, s, r, j]` and degree `lmax + 1` in JAX's default float type."""
         down, up, last = [], [], []
         dtype = jnp.result_type(float)
@@ -57,12 +59,12 @@ class Tables(eqx.Module):
             up.append(jnp.asarray(table))
             down.append(jnp.asarray(np.ascontiguousarray(table.swapaxes(-1, -2))))
             last.append(beyond)
-        self.blocks, self.down, self.up = blocks, tuple(down), tuple(up)
-        self.last = jnp.asarray(np.concatenate(last), dtype)
+        beyond = jnp.asarray(np.concatenate(last), dtype)
+        return cls(blocks, blocks[-1][1], tuple(down), tuple(up), beyond)
 
     @property
     def size(self) -> int:
-        """The number of orders, and of degrees: `lmax + 1`."""
+        """The number of orders: `lmax + 1`, or those of one device."""
         return self.blocks[-1][1]
 
     @property
@@ -115,22 +117,33 @@ def synthesis(
 
 def _analyse(field, *leaves, structure, shape, beyond, precision):
     tables = jax.tree.unflatten(structure, [t.astype(field.dtype) for t in leaves])
-    half, odd = tables.rows, shape[0] % 2
-    sides = field[:, :half], jnp.flip(field, 1)[:, :half]
-    folded = jnp.stack([sides[0] + sides[1], sides[0] - sides[1]], 1)
-    if odd:  # the middle row met itself
-        once = np.r_[np.ones(half - 1), 0.5][:, None]
-        folded = folded * jnp.asarray(once, field.dtype)[None, None]
-    rows = jnp.fft.rfft(folded)[..., : tables.size]
-    # Two steps to [m, s, (re, im) batch, j]: in one, XLA's loop would miss the cache.
+    rows = jnp.fft.rfft(fold(field))[..., : tables.size]
+    return to_coefficients(by_order(rows), tables, beyond, precision)
+
+
+def fold(rows):
+    """`(batch, latitude, ...)` to sums and differences `(batch, s, j, ...)`."""
+    n_latitude = rows.shape[1]
+    half = (n_latitude + 1) // 2
+    first, last = rows[:, :half], jnp.flip(rows, 1)[:, :half]
+    folded = jnp.stack([first + last, first - last], 1)
+    if n_latitude % 2:  # the middle row met itself
+        once = np.r_[np.ones(half - 1), 0.5][None, None, :, None]
+        folded = folded * jnp.asarray(once, rows.dtype)
+    return folded
+
+
+def by_order(rows):
+    """Folded Fourier coefficients `(batch, s, j, m)` to `[m, s, (re, im) batch, j]`."""
+    half, orders = rows.shape[-2:]
+    # Two steps: in one, XLA's loop would miss the cache.
     rows = lax.optimization_barrier(jnp.swapaxes(rows, -1, -2))
     rows = jnp.stack([rows.real, rows.imag]).transpose(3, 2, 0, 1, 4)
-    rows = _swap_odd_orders(rows.reshape(tables.size, 2, -1, half))
-    rows = lax.optimization_barrier(rows)
-    return _to_coefficients(rows, tables, beyond, precision)
+    rows = swap_odd_orders(rows.reshape(orders, 2, -1, half))
+    return lax.optimization_barrier(rows)
 
 
-def _to_coefficients(rows, tables, beyond, precision):
+def to_coefficients(rows, tables, beyond, precision):
     """The Legendre sums of `rows[m, s, (re, im) batch, j]`."""
     size, product = tables.size, []
     sizes = [end - first for first, end, _ in tables.blocks]
@@ -144,12 +157,13 @@ def _to_coefficients(rows, tables, beyond, precision):
     half = degrees.shape[-1] - _PAD
     degrees = degrees.reshape(size, 2, 2, -1, half + _PAD)[..., :half]
     degrees = degrees.transpose(2, 3, 4, 1, 0)
-    degrees = degrees.reshape(2, degrees.shape[1], 2 * half, size)[:, :, :size]
+    degrees = degrees.reshape(2, degrees.shape[1], 2 * half, size)
+    degrees = degrees[:, :, : tables.degrees]
     coefficients = lax.complex(degrees[0], degrees[1])
     if not beyond:
         return coefficients
     extra = jnp.einsum(
-        "mbj,mj->bm", rows[:, size % 2], tables.last, precision=precision
+        "mbj,mj->bm", rows[:, tables.degrees % 2], tables.last, precision=precision
     )
     extra = extra.reshape(2, -1, 1, size)
     return jnp.concatenate([coefficients, lax.complex(extra[0], extra[1])], 1)
@@ -158,26 +172,28 @@ def _to_coefficients(rows, tables, beyond, precision):
 def _synthesise(coefficients, *leaves, structure, shape, beyond, precision):
     dtype = coefficients.real.dtype
     tables = jax.tree.unflatten(structure, [t.astype(dtype) for t in leaves])
-    rows = _to_rows(coefficients, tables, beyond, precision)
-    rows = _swap_odd_orders(rows)
-    half, odd = tables.rows, shape[0] % 2
-    rows = rows.reshape(tables.size, 2, 2, -1, half)
+    rows = to_rows(coefficients, tables, beyond, precision)
+    return jnp.fft.irfft(unfold(rows, shape[0]), shape[1], norm="forward")
+
+
+def unfold(rows, n_latitude: int):
+    """`[m, s, (re, im) batch, j]` to Fourier coefficients `(batch, latitude, m)`."""
+    orders, half = rows.shape[0], rows.shape[-1]
+    rows = swap_odd_orders(rows).reshape(orders, 2, 2, -1, half)
     first, last = rows[:, 0] + rows[:, 1], jnp.flip(rows[:, 0] - rows[:, 1], -1)
-    spare = jnp.zeros((*first.shape[:-1], _PAD), dtype)
-    rows = jnp.concatenate([first, last[..., odd:], spare], -1)
+    spare = jnp.zeros((*first.shape[:-1], _PAD), rows.dtype)
+    rows = jnp.concatenate([first, last[..., n_latitude % 2 :], spare], -1)
     rows = lax.optimization_barrier(rows)
-    # [m, (re, im), batch, j] -> (batch, j, m)
-    rows = lax.complex(rows[:, 0], rows[:, 1])[..., : shape[0]]
-    rows = rows.reshape(tables.size, -1).swapaxes(0, 1)
-    rows = lax.optimization_barrier(rows).reshape(-1, shape[0], tables.size)
-    return jnp.fft.irfft(rows, shape[1], norm="forward")
+    rows = lax.complex(rows[:, 0], rows[:, 1])[..., :n_latitude]
+    rows = rows.reshape(orders, -1).swapaxes(0, 1)
+    return lax.optimization_barrier(rows).reshape(-1, n_latitude, orders)
 
 
-def _to_rows(coefficients, tables, beyond, precision):
+def to_rows(coefficients, tables, beyond, precision):
     """The rows `[m, s, (re, im) batch, j]` of these coefficients."""
-    size = tables.size
-    parts = jnp.stack([coefficients.real, coefficients.imag])[:, :, :size]
-    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, size % 2), (0, _PAD)))
+    size, count = tables.size, tables.degrees
+    parts = jnp.stack([coefficients.real, coefficients.imag])[:, :, :count]
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, count % 2), (0, _PAD)))
     parts = lax.optimization_barrier(parts)[..., :size]
     parts = lax.optimization_barrier(jnp.swapaxes(parts, -1, -2))
     parts = parts.reshape(*parts.shape[:-1], -1, 2).transpose(2, 4, 0, 1, 3)
@@ -192,13 +208,13 @@ def _to_rows(coefficients, tables, beyond, precision):
         product.append(jnp.einsum("msbr,msrj->msbj", part, table, precision=precision))
     rows = lax.optimization_barrier(jnp.concatenate(product))
     if beyond:
-        extra = coefficients[:, size].swapaxes(0, 1)
+        extra = coefficients[:, count].swapaxes(0, 1)
         extra = jnp.concatenate([extra.real, extra.imag], 1)
-        rows = rows.at[:, size % 2].add(extra[..., None] * tables.last[:, None])
+        rows = rows.at[:, count % 2].add(extra[..., None] * tables.last[:, None])
     return rows
 
 
-def _swap_odd_orders(rows):
+def swap_odd_orders(rows):
     """Exchange parity and degree-parity: harmonics are even where l + m is even."""
     odd = (np.arange(rows.shape[0]) % 2 == 1).reshape(-1, 1, 1, 1)
     return jnp.where(odd, jnp.flip(rows, 1), rows)
