@@ -224,3 +224,5 @@ def test_wrong_use_is_reported():
         Disco(grid, sphere.equiangular(8, 16), HarmonicFilters(), 0.01)
     with pytest.raises(ValueError, match="does not lie on this cell-centred grid"):
         Disco(grid, grid, HatFilters(), 1.0)(jnp.ones((16, 8)))
+    with pytest.raises(ValueError, match="number 0 is 0 all over the disc"):
+        Disco(grid, grid, lambda x, y: 0 * x[None], 1.0)

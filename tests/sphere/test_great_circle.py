@@ -52,6 +52,7 @@ def test_bearings_of_closed_forms():
     assert bearing(0.0, 10.0, 5.0, 10.0) == 0
     assert np.isclose(bearing(0.0, 10.0, 0.0, 11.0), 90)
     assert np.isclose(bearing(5.0, 10.0, 0.0, 10.0), 180)
+    assert bearing(0.0, 1e-290, 5.0, 0.0) == 0
     assert np.isclose(bearing(0.0, -179.0, 0.0, 179.0), 270)
     # To the pole's other side along the 45th meridian pair: straight over the pole.
     assert np.isclose(bearing(60.0, 45.0, 60.0, -135.0) % 360, 0, atol=1e-12)
@@ -91,15 +92,15 @@ def test_a_path_between_opposite_points_and_one_of_no_length():
 def test_single_precision_stays_and_near_points_keep_their_digits():
     # One kilometre on the Earth: an arc cosine in single precision sees 0 or 2 km.
     near = np.float32(np.rad2deg(1 / 6371))
-    points = [jnp.float32(x) for x in (45.0, 7.0)]
-    distance = sphere.great_circle_distance(*points, points[0] + near, points[1])
-    exact = np.deg2rad(float(points[0] + near) - 45)
+    lat, lon, north = jnp.float32(45), jnp.float32(7), jnp.float32(0)
+    distance = sphere.great_circle_distance(lat, lon, lat + near, lon)
+    exact = np.deg2rad(float(lat + near) - 45)
     assert distance.dtype == jnp.float32
     np.testing.assert_allclose(distance, exact, rtol=1e-6)
-    end = sphere.destination(*points, jnp.float32(30), jnp.float32(0.1))
-    path = sphere.great_circle_path(*points, *end, points=4)
+    end = sphere.destination(lat, lon, jnp.float32(30), jnp.float32(0.1))
+    path = sphere.great_circle_path(lat, lon, end[0], end[1], points=4)
     assert {x.dtype for x in (*end, *path)} == {jnp.dtype("float32")}
-    top = sphere.destination(*points, jnp.float32(0), jnp.float32(np.pi / 4))
+    top = sphere.destination(lat, lon, north, jnp.float32(np.pi / 4))
     assert top[0] <= 90
 
 

@@ -97,15 +97,16 @@ def _gather(x, index, weight, *_, axis):
     expand = (slice(None), None) if axis == -2 else (slice(None),)
     lead = (1,) * (x.ndim - (1 if axis == -1 else 2))
 
-    def add(total, term):
-        index, weight = term
+    def term(index, weight):
         weight = weight[expand].reshape(*lead, *weight[expand].shape)
         value = jnp.take(x, index, axis=axis, mode="clip") * weight
-        return total + jnp.where(weight != 0, value, 0), None
+        return jnp.where(weight != 0, value, 0)
 
-    shape = list(x.shape)
-    shape[axis] = index.shape[1]
-    return lax.scan(add, jnp.zeros(shape, x.dtype), (index, weight), unroll=8)[0]
+    def add(total, entry):
+        return total + term(*entry), None
+
+    first, rest = term(index[0], weight[0]), (index[1:], weight[1:])
+    return lax.scan(add, first, rest, unroll=8)[0]
 
 
 def _abstract(x, index, *_, axis):
@@ -115,10 +116,10 @@ def _abstract(x, index, *_, axis):
 
 
 def _jvp(primals, tangents, *, axis):
+    # Where only a table is differentiated, the tangent is 0: tables are constants.
+    tangent = ad.instantiate_zeros(tangents[0])
     out = _band.bind(*primals, axis=axis)
-    if isinstance(tangents[0], ad.Zero):
-        return out, ad.Zero.from_primal_value(out)
-    return out, _band.bind(tangents[0], *primals[1:], axis=axis)
+    return out, _band.bind(tangent, *primals[1:], axis=axis)
 
 
 def _transpose(cotangent, _, *tables, axis):

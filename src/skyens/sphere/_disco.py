@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from skyens.sphere._grid import Grid
+from skyens.sphere._precision import at_least_single
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 
@@ -59,8 +60,8 @@ class Disco(eqx.Module):
 
         Raises:
             ValueError: `cutoff` is not in (0, pi], the number of source longitudes is
-                no multiple of the target's, or the source is too coarse to see a filter
-                within the cutoff.
+                no multiple of the target's, a filter is 0 everywhere, or the source is
+                too coarse to see one within the cutoff.
         """
         if not 0 < cutoff <= np.pi:
             raise ValueError(f"`cutoff` (radians) must lie in (0, pi], got {cutoff}.")
@@ -99,10 +100,11 @@ class Disco(eqx.Module):
             ValueError: the last two axes of `field` are not the source grid's.
         """
         self.source.check(field)
-        batch, half = field.shape[:-2], jnp.finfo(field.dtype).bits < 32
-        x = field.astype(jnp.float32) if half else field
-        waves = jnp.fft.rfft(x.reshape(-1, *self.source.shape))
-        # The sum over rows in reach fuses with gather and product: nothing is stored.
+        batch = field.shape[:-2]
+        x = at_least_single(field).reshape(-1, *self.source.shape)
+        waves = jnp.fft.rfft(x)
+        # The sum over rows in reach fuses with gather and product, which so need no
+        # memory; matrix products of so few rows are slower.
         within = waves[:, self._rows][:, None]
         waves = (self._tables.astype(waves.dtype)[None] * within).sum(3)
         out = jnp.fft.irfft(self._thin(waves), self.target.n_longitude)
@@ -165,6 +167,8 @@ def _continuous_gain(filters, cutoff) -> tuple[np.ndarray, np.ndarray]:
     integral = lambda f: np.sum(f * (weight[:, None] * np.sin(r * cutoff)), (-2, -1))
     values = filters(x, y)
     absolute = integral(np.abs(values))
+    if (empty := np.flatnonzero(absolute == 0)).size:
+        raise ValueError(f"`filters`: number {empty[0]} is 0 all over the disc.")
     return integral(_window(x, y)) / absolute, integral(values) / absolute
 
 

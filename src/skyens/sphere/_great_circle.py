@@ -33,7 +33,8 @@ def bearing(
     points coincide; at a pole, north is along the longitude given for it.
     """
     across, along, _ = _seen_from(latitude1, longitude1, latitude2, longitude2)
-    return jnp.mod(jnp.rad2deg(_angle(across, along)), 360)
+    turned = jnp.mod(jnp.rad2deg(_angle(across, along)), 360)
+    return jnp.where(turned < 360, turned, turned - 360)  # a little below 0 rounds up
 
 
 def destination(

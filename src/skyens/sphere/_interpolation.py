@@ -125,10 +125,9 @@ class Bicubic(eqx.Module):
             turned = jnp.roll(rows, n // 2, -1)
         else:  # the opposite meridian runs midway between columns
             weights = evaluate(self.polynomials(np.arange(4.0))[0].T, 0.5)
-            turned = sum(
-                float(weight) * jnp.roll(rows, -(n // 2) - k + 1, -1)
-                for k, weight in enumerate(weights)
-            )
+            turned = jnp.zeros_like(rows)
+            for k, weight in enumerate(weights.tolist()):
+                turned += weight * jnp.roll(rows, -(n // 2) - k + 1, -1)
         return -turned if self.vector else turned
 
 
@@ -147,9 +146,9 @@ class Interpolation(eqx.Module):
         places, n = method.places(source), source.n_latitude
         edges, wanted = inner_places(places, method), _places(target, like=source)
         cell = np.clip(np.searchsorted(edges, wanted, "right") - 1, 0, edges.size - 2)
-        fraction = (wanted - edges[cell]) / np.diff(edges)[cell]
+        fraction = _settle((wanted - edges[cell]) / np.diff(edges)[cell])
         pieces = np.moveaxis(method.polynomials(places), -1, 0)
-        weights = evaluate(pieces[:, cell], fraction[:, None])
+        weights = _clear(evaluate(pieces[:, cell], fraction[:, None]))
         neighbour = cell[:, None] + np.arange(weights.shape[1])
         beyond = (places.size - n) // 2
         inside = (neighbour >= beyond) & (neighbour < n + beyond)
@@ -160,10 +159,9 @@ class Interpolation(eqx.Module):
         self.rows = _band(neighbour, weights, places.size)
 
         step = 360 / source.n_longitude
-        x = (target.longitude - source.longitude_origin) / step
-        # Columns that coincide but for rounding have one neighbour.
-        x = np.where(np.abs(x - np.round(x)) < 1e-9, np.round(x), x)
-        weights = evaluate(column_polynomials(method).T, (x - np.floor(x))[:, None])
+        x = _settle((target.longitude - source.longitude_origin) / step)
+        fraction = x - np.floor(x)
+        weights = _clear(evaluate(column_polynomials(method).T, fraction[:, None]))
         reach = np.arange(weights.shape[1]) - weights.shape[1] // 2 + 1
         neighbour = (np.floor(x).astype(int)[:, None] + reach) % source.n_longitude
         self.columns = _band(neighbour, weights, source.n_longitude)
@@ -205,6 +203,16 @@ def _outer(method: Bilinear | Bicubic) -> int:
 def _places(grid: Grid, like: Grid | None = None) -> np.ndarray:
     north_first = grid.north_first if like is None else like.north_first
     return -grid.latitude if north_first else np.asarray(grid.latitude)
+
+
+def _settle(x: np.ndarray) -> np.ndarray:
+    """Rows and columns that coincide but for rounding do coincide."""
+    return np.where(np.abs(x - np.round(x)) < 1e-9, np.round(x), x)
+
+
+def _clear(weights: np.ndarray) -> np.ndarray:
+    """Weights that are 0 but for rounding are 0: a NaN there is out of reach."""
+    return np.where(np.abs(weights) < 1e-14, 0, weights)
 
 
 def _band(neighbour: np.ndarray, weights: np.ndarray, size: int) -> Band:

@@ -27,10 +27,6 @@ from jaxtyping import Array, Complex, Float
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 
-# Spare columns keep the strides of the transpositions off powers of two, where a
-# column would fall into one cache set.
-_PAD = 4
-
 
 class Tables(eqx.Module):
     """Legendre tables for both directions, the triangle of orders cut into blocks.
@@ -117,8 +113,7 @@ def synthesis(
 
 def _analyse(field, *leaves, structure, shape, beyond, precision):
     tables = jax.tree.unflatten(structure, [t.astype(field.dtype) for t in leaves])
-    rows = jnp.fft.rfft(fold(field))[..., : tables.size]
-    return to_coefficients(by_order(rows), tables, beyond, precision)
+    return legendre_sums(jnp.fft.rfft(fold(field)), tables, beyond, precision)
 
 
 def fold(rows):
@@ -133,90 +128,110 @@ def fold(rows):
     return folded
 
 
-def by_order(rows):
-    """Folded Fourier coefficients `(batch, s, j, m)` to `[m, s, (re, im) batch, j]`."""
-    half, orders = rows.shape[-2:]
-    # Two steps: in one, XLA's loop would miss the cache.
-    rows = lax.optimization_barrier(jnp.swapaxes(rows, -1, -2))
-    rows = jnp.stack([rows.real, rows.imag]).transpose(3, 2, 0, 1, 4)
-    rows = swap_odd_orders(rows.reshape(orders, 2, -1, half))
-    return lax.optimization_barrier(rows)
-
-
-def to_coefficients(rows, tables, beyond, precision):
-    """The Legendre sums of `rows[m, s, (re, im) batch, j]`."""
-    size, product = tables.size, []
-    sizes = [end - first for first, end, _ in tables.blocks]
-    parts = lax.split(rows, sizes, 0)
-    for part, table, (_, _, start) in zip(
-        parts, tables.down, tables.blocks, strict=True
-    ):
-        block = jnp.einsum("msbj,msjr->msbr", part, table, precision=precision)
-        product.append(jnp.pad(block, ((0, 0),) * 3 + ((start, _PAD),)))
-    degrees = lax.optimization_barrier(jnp.concatenate(product))
-    half = degrees.shape[-1] - _PAD
-    degrees = degrees.reshape(size, 2, 2, -1, half + _PAD)[..., :half]
-    degrees = degrees.transpose(2, 3, 4, 1, 0)
-    degrees = degrees.reshape(2, degrees.shape[1], 2 * half, size)
-    degrees = degrees[:, :, : tables.degrees]
-    coefficients = lax.complex(degrees[0], degrees[1])
-    if not beyond:
-        return coefficients
-    extra = jnp.einsum(
-        "mbj,mj->bm", rows[:, tables.degrees % 2], tables.last, precision=precision
-    )
-    extra = extra.reshape(2, -1, 1, size)
-    return jnp.concatenate([coefficients, lax.complex(extra[0], extra[1])], 1)
+def legendre_sums(rows, tables: Tables, beyond: bool, precision):
+    """Folded Fourier coefficients `(batch, s, j, m)` to `(batch, l, m)`."""
+    batch, degrees = rows.shape[0], tables.degrees
+    out = jnp.zeros((batch, degrees + beyond, tables.size), rows.dtype)
+    for table, (first, end, start) in zip(tables.down, tables.blocks, strict=True):
+        # Two steps to [m, s, (re, im) batch, j]: in one, XLA's loop misses the cache.
+        part = jnp.swapaxes(rows[..., first:end], -1, -2)
+        part = lax.optimization_barrier(part)
+        part = jnp.stack([part.real, part.imag]).transpose(3, 2, 0, 1, 4)
+        part = _swap_odd_orders(part.reshape(end - first, 2, -1, tables.rows), first)
+        part = lax.optimization_barrier(_with_spare(part))
+        sums = jnp.einsum("msbj,msjr->msbr", part, table, precision=precision)
+        sums = sums[:, :, : 2 * batch].reshape(end - first, 2, 2, batch, -1)
+        sums = sums.transpose(2, 3, 4, 1, 0).reshape(2, batch, -1, end - first)
+        sums = sums[:, :, : degrees - 2 * start]
+        sums = lax.complex(sums[0], sums[1])
+        if len(tables.blocks) == 1 and not beyond:
+            return sums
+        out = lax.dynamic_update_slice(out, sums, (0, 2 * start, first))
+        if beyond:
+            part = part[:, degrees % 2, : 2 * batch]
+            last = tables.last[first:end]
+            sums = jnp.einsum("mbj,mj->bm", part, last, precision=precision)
+            sums = lax.complex(sums[:batch], sums[batch:])[:, None]
+            out = lax.dynamic_update_slice(out, sums, (0, degrees, first))
+    return out
 
 
 def _synthesise(coefficients, *leaves, structure, shape, beyond, precision):
     dtype = coefficients.real.dtype
     tables = jax.tree.unflatten(structure, [t.astype(dtype) for t in leaves])
-    rows = to_rows(coefficients, tables, beyond, precision)
-    return jnp.fft.irfft(unfold(rows, shape[0]), shape[1], norm="forward")
-
-
-def unfold(rows, n_latitude: int):
-    """`[m, s, (re, im) batch, j]` to Fourier coefficients `(batch, latitude, m)`."""
-    orders, half = rows.shape[0], rows.shape[-1]
-    rows = swap_odd_orders(rows).reshape(orders, 2, 2, -1, half)
-    first, last = rows[:, 0] + rows[:, 1], jnp.flip(rows[:, 0] - rows[:, 1], -1)
-    spare = jnp.zeros((*first.shape[:-1], _PAD), rows.dtype)
-    rows = jnp.concatenate([first, last[..., n_latitude % 2 :], spare], -1)
-    rows = lax.optimization_barrier(rows)
-    rows = lax.complex(rows[:, 0], rows[:, 1])[..., :n_latitude]
-    rows = rows.reshape(orders, -1).swapaxes(0, 1)
-    return lax.optimization_barrier(rows).reshape(-1, n_latitude, orders)
-
-
-def to_rows(coefficients, tables, beyond, precision):
-    """The rows `[m, s, (re, im) batch, j]` of these coefficients."""
-    size, count = tables.size, tables.degrees
-    parts = jnp.stack([coefficients.real, coefficients.imag])[:, :, :count]
-    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, count % 2), (0, _PAD)))
-    parts = lax.optimization_barrier(parts)[..., :size]
-    parts = lax.optimization_barrier(jnp.swapaxes(parts, -1, -2))
-    parts = parts.reshape(*parts.shape[:-1], -1, 2).transpose(2, 4, 0, 1, 3)
-    degrees = parts.reshape(size, 2, -1, parts.shape[-1])
-    degrees = lax.optimization_barrier(degrees)
-    product = []
-    sizes = [end - first for first, end, _ in tables.blocks]
-    for part, table, (_, _, start) in zip(
-        lax.split(degrees, sizes, 0), tables.up, tables.blocks, strict=True
+    n_latitude, n = shape
+    # A real field has no imaginary part of order 0.
+    keep = jnp.asarray(np.arange(tables.size) > 0, dtype)[None, None]
+    imaginary = coefficients.imag * keep
+    coefficients = lax.complex(coefficients.real, imaginary)
+    # A row and its mirror image, E + O and E - O, are the real and the imaginary part
+    # of one complex row, with the Fourier coefficients (1 + i) E + (1 - i) O: half as
+    # many transforms, and no unfolding.
+    out = jnp.zeros((coefficients.shape[0], tables.rows, n), coefficients.dtype)
+    for (first, end, _), (even, odd) in zip(
+        tables.blocks, harmonic_rows(coefficients, tables, precision), strict=True
     ):
-        part = part[..., start:]
-        product.append(jnp.einsum("msbr,msrj->msbj", part, table, precision=precision))
-    rows = lax.optimization_barrier(jnp.concatenate(product))
-    if beyond:
-        extra = coefficients[:, count].swapaxes(0, 1)
-        extra = jnp.concatenate([extra.real, extra.imag], 1)
-        rows = rows.at[:, count % 2].add(extra[..., None] * tables.last[:, None])
-    return rows
+        (a, b), (c, d) = even, odd
+        parts = jnp.stack([a - b + c + d, a + b - c + d, a + b + c - d, a - b - c - d])
+        # A spare column, for the stride of the transposition.
+        parts = jnp.pad(parts, ((0, 0),) * 3 + ((0, 4),))
+        parts = lax.optimization_barrier(parts)[..., : tables.rows]
+        parts = jnp.moveaxis(parts, 1, -1)
+        onward = lax.complex(parts[0], parts[1])
+        backward = jnp.flip(lax.complex(parts[2], parts[3]), -1)
+        if first == 0:  # order 0 has no negative
+            backward = backward[..., :-1]
+        if len(tables.blocks) == 1:
+            between = out[..., : n - onward.shape[-1] - backward.shape[-1]]
+            out = jnp.concatenate([onward, between, backward], -1)
+        else:
+            out = lax.dynamic_update_slice(out, onward, (0, 0, first))
+            start = n - end + 1
+            out = lax.dynamic_update_slice(out, backward, (0, 0, start))
+    pairs = jnp.fft.ifft(lax.optimization_barrier(out), norm="forward")
+    mirrored = jnp.flip(pairs.imag, 1)[:, n_latitude % 2 :]
+    return jnp.concatenate([pairs.real, mirrored], 1)
 
 
-def swap_odd_orders(rows):
+def harmonic_rows(coefficients, tables: Tables, precision):
+    """Yield, block by block, the even and odd rows `[(re, im), m, batch, j]`.
+
+    `coefficients` may have one degree more than the tables.
+    """
+    batch, degrees = coefficients.shape[0], tables.degrees
+    for table, (first, end, start) in zip(tables.up, tables.blocks, strict=True):
+        part = coefficients[:, 2 * start : degrees, first:end]
+        part = jnp.stack([part.real, part.imag])
+        part = jnp.pad(part, ((0, 0), (0, 0), (0, degrees % 2), (0, 0)))
+        # Two steps, as above.
+        part = lax.optimization_barrier(jnp.swapaxes(part, -1, -2))
+        part = part.reshape(*part.shape[:3], -1, 2).transpose(2, 4, 0, 1, 3)
+        part = _with_spare(part.reshape(end - first, 2, 2 * batch, -1))
+        part = lax.optimization_barrier(part)
+        rows = jnp.einsum("msbr,msrj->msbj", part, table, precision=precision)
+        rows = rows[:, :, : 2 * batch]
+        if coefficients.shape[1] > degrees:
+            extra = coefficients[:, degrees, first:end].swapaxes(0, 1)
+            extra = jnp.concatenate([extra.real, extra.imag], 1)[..., None]
+            extra = extra * tables.last[first:end, None]
+            rows = rows.at[:, degrees % 2].add(extra)
+        rows = _swap_odd_orders(rows, first)
+        rows = rows.reshape(end - first, 2, 2, batch, -1).transpose(1, 2, 0, 3, 4)
+        yield rows[0], rows[1]
+
+
+def _with_spare(rows):
+    """One more row in the batch.
+
+    It keeps the strides of the transpositions off powers of two, where a column would
+    fall into one cache set.
+    """
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, 1), (0, 0)))
+
+
+def _swap_odd_orders(rows, first: int):
     """Exchange parity and degree-parity: harmonics are even where l + m is even."""
-    odd = (np.arange(rows.shape[0]) % 2 == 1).reshape(-1, 1, 1, 1)
+    odd = (np.arange(first, first + rows.shape[0]) % 2 == 1).reshape(-1, 1, 1, 1)
     return jnp.where(odd, jnp.flip(rows, 1), rows)
 
 
