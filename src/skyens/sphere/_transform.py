@@ -278,7 +278,7 @@ def _linear(name: str, function, abstract, transpose) -> Primitive:
     def jvp(primals, tangents, **parameters):
         out = primitive.bind(*primals, **parameters)
         if isinstance(tangents[0], ad.Zero):
-            return out, ad.Zero.from_primal_value(out)
+            return out, ad.Zero(jax.typeof(out).to_tangent_aval())
         return out, primitive.bind(tangents[0], *primals[1:], **parameters)
 
     def batch(operands, axes, **parameters):
