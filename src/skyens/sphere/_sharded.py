@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Complex, Float
 
 from skyens.sphere._harmonics import SphericalHarmonics
-from skyens.sphere._transform import Tables, fold, harmonic_rows, legendre_sums
+from skyens.sphere._transform import Tables, harmonic_rows, legendre_sums
 
 
 class ShardedHarmonics(eqx.Module):
@@ -148,16 +148,16 @@ class ShardedHarmonics(eqx.Module):
         rows = self._exchange(rows, split=2, join=1)
         rows = rows[:, : self.sht.grid.n_latitude]
         tables = self._one_block(down=(table.astype(field.dtype),))
-        out = legendre_sums(fold(rows), tables, False, self.sht.precision)
+        out = legendre_sums(rows, tables, False, self.sht.precision)
         return self._turn(out, -1).reshape(*batch, *out.shape[1:])
 
     def _synthesise_local(self, coefficients, table):
         *batch, degrees, orders = coefficients.shape
         c = self._turn(coefficients.reshape(-1, degrees, orders), 1)
         tables = self._one_block(up=(table.astype(c.real.dtype),))
-        ((even, odd),) = harmonic_rows(c, tables, self.sht.precision)
-        last = jnp.flip(even - odd, -1)[..., self.sht.grid.n_latitude % 2 :]
-        rows = jnp.concatenate([even + odd, last], -1)
+        ((rows, mirrored),) = harmonic_rows(c, tables, self.sht.precision)
+        mirrored = jnp.flip(mirrored, -1)[..., self.sht.grid.n_latitude % 2 :]
+        rows = jnp.concatenate([rows, mirrored], -1)
         rows = jnp.moveaxis(lax.complex(rows[0], rows[1]), 0, -1)
         rows = _pad(rows, (0, self._rows - rows.shape[1], 0))
         rows = self._exchange(rows, split=1, join=2)[..., : self.sht.lmax + 1]

@@ -5,10 +5,10 @@ synthesis goes back. Each is a JAX primitive, since both are linear and the reve
 derivative of one is the other, with the same tables: a gradient costs what the
 transforms cost. Tables have no derivative: they are never trained.
 
-In between lie rows `[m, s, (re, im) batch, j]`, the Fourier coefficients of the sums
-(s = 0) and differences of a row and its mirror image, reordered so that `s` is the
-parity of the degrees they hold, and degrees `[m, s, (re, im) batch, r]`, `l = 2 r + s`.
-A Legendre sum is then one batched real matrix product for each block of orders.
+In between lie rows `[m, s, (re, im) batch, j]`: Fourier coefficients of row `j`, plus
+(s + m even) or minus its mirror image, which is what degrees of parity `s` see; and
+degrees `[m, s, (re, im) batch, r]`, `l = 2 r + s`. A Legendre sum is then one batched
+real matrix product for each block of orders.
 
 Source: Schaeffer (2013), Geochem. Geophys. Geosyst. 14, 751-758 (parity folding).
 """
@@ -113,31 +113,25 @@ def synthesis(
 
 def _analyse(field, *leaves, structure, shape, beyond, precision):
     tables = jax.tree.unflatten(structure, [t.astype(field.dtype) for t in leaves])
-    return legendre_sums(jnp.fft.rfft(fold(field)), tables, beyond, precision)
-
-
-def fold(rows):
-    """`(batch, latitude, ...)` to sums and differences `(batch, s, j, ...)`."""
-    n_latitude = rows.shape[1]
-    half = (n_latitude + 1) // 2
-    first, last = rows[:, :half], jnp.flip(rows, 1)[:, :half]
-    folded = jnp.stack([first + last, first - last], 1)
-    if n_latitude % 2:  # the middle row met itself
-        once = np.r_[np.ones(half - 1), 0.5][None, None, :, None]
-        folded = folded * jnp.asarray(once, rows.dtype)
-    return folded
+    return legendre_sums(jnp.fft.rfft(field), tables, beyond, precision)
 
 
 def legendre_sums(rows, tables: Tables, beyond: bool, precision):
-    """Folded Fourier coefficients `(batch, s, j, m)` to `(batch, l, m)`."""
-    batch, degrees = rows.shape[0], tables.degrees
+    """Fourier coefficients `(batch, latitude, m)` to coefficients `(batch, l, m)`."""
+    batch, n_latitude = rows.shape[:2]
+    degrees, half = tables.degrees, tables.rows
+    once = np.ones(half)
+    once[n_latitude // 2 :] = 0.5  # a middle row meets itself
+    once = jnp.asarray(once, rows.real.dtype)[None, None, None, None]
     out = jnp.zeros((batch, degrees + beyond, tables.size), rows.dtype)
     for table, (first, end, start) in zip(tables.down, tables.blocks, strict=True):
         # Two steps to [m, s, (re, im) batch, j]: in one, XLA's loop misses the cache.
         part = jnp.swapaxes(rows[..., first:end], -1, -2)
         part = lax.optimization_barrier(part)
-        part = jnp.stack([part.real, part.imag]).transpose(3, 2, 0, 1, 4)
-        part = _swap_odd_orders(part.reshape(end - first, 2, -1, tables.rows), first)
+        part = jnp.stack([part.real, part.imag]).transpose(2, 0, 1, 3)[:, None]
+        sign = _mirror_sign(first, end, part.dtype)[:, :, None, None, None]
+        part = (part[..., :half] + sign * jnp.flip(part, -1)[..., :half]) * once
+        part = part.reshape(end - first, 2, 2 * batch, half)
         part = lax.optimization_barrier(_with_spare(part))
         sums = jnp.einsum("msbj,msjr->msbr", part, table, precision=precision)
         sums = sums[:, :, : 2 * batch].reshape(end - first, 2, 2, batch, -1)
@@ -164,15 +158,13 @@ def _synthesise(coefficients, *leaves, structure, shape, beyond, precision):
     keep = jnp.asarray(np.arange(tables.size) > 0, dtype)[None, None]
     imaginary = coefficients.imag * keep
     coefficients = lax.complex(coefficients.real, imaginary)
-    # A row and its mirror image, E + O and E - O, are the real and the imaginary part
-    # of one complex row, with the Fourier coefficients (1 + i) E + (1 - i) O: half as
-    # many transforms, and no unfolding.
+    # A row and its mirror image are the real and the imaginary part of one complex
+    # row: half as many Fourier transforms.
     out = jnp.zeros((coefficients.shape[0], tables.rows, n), coefficients.dtype)
-    for (first, end, _), (even, odd) in zip(
+    for (first, end, _), ((a, b), (c, d)) in zip(
         tables.blocks, harmonic_rows(coefficients, tables, precision), strict=True
     ):
-        (a, b), (c, d) = even, odd
-        parts = jnp.stack([a - b + c + d, a + b - c + d, a + b + c - d, a - b - c - d])
+        parts = jnp.stack([a - d, b + c, a + d, c - b])
         # A spare column, for the stride of the transposition.
         parts = jnp.pad(parts, ((0, 0),) * 3 + ((0, 4),))
         parts = lax.optimization_barrier(parts)[..., : tables.rows]
@@ -194,7 +186,7 @@ def _synthesise(coefficients, *leaves, structure, shape, beyond, precision):
 
 
 def harmonic_rows(coefficients, tables: Tables, precision):
-    """Yield, block by block, the even and odd rows `[(re, im), m, batch, j]`.
+    """Yield, block by block, rows `[(re, im), m, batch, j]` and their mirror images.
 
     `coefficients` may have one degree more than the tables.
     """
@@ -215,9 +207,9 @@ def harmonic_rows(coefficients, tables: Tables, precision):
             extra = jnp.concatenate([extra.real, extra.imag], 1)[..., None]
             extra = extra * tables.last[first:end, None]
             rows = rows.at[:, degrees % 2].add(extra)
-        rows = _swap_odd_orders(rows, first)
         rows = rows.reshape(end - first, 2, 2, batch, -1).transpose(1, 2, 0, 3, 4)
-        yield rows[0], rows[1]
+        sign = _mirror_sign(first, end, rows.dtype)[:, 0].reshape(1, -1, 1, 1)
+        yield rows[0] + rows[1], sign * (rows[0] - rows[1])
 
 
 def _with_spare(rows):
@@ -229,10 +221,10 @@ def _with_spare(rows):
     return jnp.pad(rows, ((0, 0), (0, 0), (0, 1), (0, 0)))
 
 
-def _swap_odd_orders(rows, first: int):
-    """Exchange parity and degree-parity: harmonics are even where l + m is even."""
-    odd = (np.arange(first, first + rows.shape[0]) % 2 == 1).reshape(-1, 1, 1, 1)
-    return jnp.where(odd, jnp.flip(rows, 1), rows)
+def _mirror_sign(first: int, end: int, dtype):
+    """`(-1)^(m + s)`: the sign with which a harmonic returns beyond the equator."""
+    m, s = np.arange(first, end)[:, None], np.arange(2)
+    return jnp.asarray((-1.0) ** (m + s), dtype)
 
 
 # ------------------------------------------------------------------------- their rules
