@@ -90,18 +90,17 @@ def analysis_tables(
         sides = full[:, :half], full[:, ::-1][:, :half]
         # Rows of either parity about the equator come in as sums and differences.
         carry.append([0.5 * (sides[0] + sign * sides[1]) for sign in (1, -1)])
-    for (first, end, start), (table, last) in zip(
+    for (first, end, _), (table, last) in zip(
         blocks, legendre(lmax, theta, blocks), strict=True
     ):
-        matrix = np.zeros((*table.shape[:3], half))
+        matrix = np.empty((*table.shape[:3], half))
         beyond = np.empty((end - first, half))
-        for i, m in enumerate(range(first, end)):
+        table *= weight
+        for odd in (0, 1):
+            orders = slice((first + odd) % 2, None, 2)  # of this parity
             for s in (0, 1):
-                r = max((m - s + 1) // 2 - start, 0)  # the first degree there is
-                matrix[i, s, r:] = (table[i, s, r:] * weight) @ carry[m % 2][
-                    (m + s) % 2
-                ]
-            beyond[i] = (last[i] * weight) @ carry[m % 2][(m + lmax + 1) % 2]
+                matrix[orders, s] = table[orders, s] @ carry[odd][(odd + s) % 2]
+            beyond[orders] = (last[orders] * weight) @ carry[odd][(odd + lmax + 1) % 2]
         yield matrix, beyond
 
 

@@ -13,6 +13,7 @@ real matrix product for each block of orders.
 Source: Schaeffer (2013), Geochem. Geophys. Geosyst. 14, 751-758 (parity folding).
 """
 
+import math
 from collections.abc import Iterable
 from functools import partial
 
@@ -80,7 +81,7 @@ def analysis(
     leaves, structure = jax.tree.flatten(lax.stop_gradient(tables))
     *batch, rows, columns = field.shape
     out = _analysis.bind(
-        field.reshape(-1, rows, columns),
+        field.reshape(math.prod(batch), rows, columns),
         *leaves,
         structure=structure,
         shape=(rows, columns),
@@ -101,7 +102,7 @@ def synthesis(
     leaves, structure = jax.tree.flatten(lax.stop_gradient(tables))
     *batch, degrees, size = coefficients.shape
     out = _synthesis.bind(
-        coefficients.reshape(-1, degrees, size),
+        coefficients.reshape(math.prod(batch), degrees, size),
         *leaves,
         structure=structure,
         shape=shape,
