@@ -4,9 +4,14 @@ A step is any callable `step(state, forcing=None, *, key=None) -> state` that ca
 one member over one fixed time step.
 """
 
+from skyens.dynamics._advection import Advection as Advection
 from skyens.dynamics._barotropic import (
     BarotropicVorticity as BarotropicVorticity,
     LinearBalance as LinearBalance,
+)
+from skyens.dynamics._gravity_waves import (
+    ExponentialRungeKutta as ExponentialRungeKutta,
+    ImplicitExplicit as ImplicitExplicit,
 )
 from skyens.dynamics._height import BalancedHeight as BalancedHeight
 from skyens.dynamics._keys import (
@@ -16,4 +21,16 @@ from skyens.dynamics._keys import (
 )
 from skyens.dynamics._relaxed import Relaxed as Relaxed
 from skyens.dynamics._rollout import rollout as rollout
+from skyens.dynamics._shallow_water import (
+    ShallowWater as ShallowWater,
+    ShallowWaterState as ShallowWaterState,
+)
 from skyens.dynamics._stochastic import StochasticStep as StochasticStep
+from skyens.dynamics._williamson import (
+    cosine_bell as cosine_bell,
+    galewsky_jet as galewsky_jet,
+    isolated_mountain as isolated_mountain,
+    random_flow as random_flow,
+    rossby_haurwitz_wave as rossby_haurwitz_wave,
+    solid_rotation as solid_rotation,
+)

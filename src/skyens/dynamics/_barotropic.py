@@ -17,30 +17,39 @@ _fixed = lambda: eqx.field(metadata={"trainable": False})
 class BarotropicVorticity(eqx.Module):
     """One step of the equivalent-barotropic vorticity equation on the sphere.
 
-    `d/dt (lap psi - psi / R^2) + J(psi, lap psi + f) = 0`, for the streamfunction
-    `psi` (m2 s-1) whose spectral coefficients `(l, m)` are the state. Advection is
-    computed on the transform's grid and is free of aliasing where that grid resolves
-    three halves of `lmax`; classical Runge-Kutta in time, then hyperdiffusion exactly.
+    `dq/dt + J(psi, q) = 0` with `q = lap psi - psi / R^2 + f + f topography / depth`,
+    for the streamfunction `psi` (m2 s-1) whose spectral coefficients `(l, m)` are the
+    state. The second term is the free surface's, R the deformation radius; the last
+    lets columns of air spin up where they leave high ground. Advection is computed on
+    the transform's grid and is free of aliasing where that grid resolves three halves
+    of `lmax`; classical Runge-Kutta in time, then hyperdiffusion exactly.
 
     A `forcing`, where given, is added to the tendency of `lap psi - psi / R^2`
     (s-2, coefficients), constant over the step.
 
     Source: Charney, Fjortoft & von Neumann (1950), Tellus 2, 237-254; the deformation
-    radius R as in Cressman (1958), Mon. Wea. Rev. 86, 293-297.
+    radius as in Cressman (1958), Mon. Wea. Rev. 86, 293-297; topography, Charney &
+    Eliassen (1949), Tellus 1, 38-54.
     """
 
     sht: SphericalHarmonics
+    mean_depth: Float[Array, ""]
     deformation_radius: Float[Array, ""]
     hyperdiffusion: Float[Array, ""]
     time_step: float = eqx.field(static=True)
     substeps: int = eqx.field(static=True)
     radius: float = eqx.field(static=True)
     rotation: float = eqx.field(static=True)
+    topography: Complex[Array, "l m"] | None = _fixed()
 
     def __init__(
         self,
         sht: SphericalHarmonics,
         *,
+        topography: Float[Array, "latitude longitude"]
+        | Complex[Array, "l m"]
+        | None = None,
+        mean_depth: float = 1e4,
         deformation_radius: float = 1.5e6,
         hyperdiffusion: float = 2e16,
         time_step: float = 3600.0,
@@ -52,6 +61,8 @@ class BarotropicVorticity(eqx.Module):
 
         Args:
             sht: transform whose grid holds the products; about `3 lmax / 2` rows.
+            topography: height of the ground in m, on the grid or as coefficients.
+            mean_depth: of the layer that flows over it, in m.
             deformation_radius: R in m; infinity gives the purely barotropic model.
             hyperdiffusion: coefficient of `lap^2` in m4 s-1.
             time_step: the length of one call, in s.
@@ -60,14 +71,23 @@ class BarotropicVorticity(eqx.Module):
             rotation: of the planet, in s-1.
 
         Raises:
-            ValueError: `time_step` or `substeps` is not positive.
+            ValueError: `time_step`, `substeps` or `mean_depth` is not positive, or
+                `topography` does not belong to `sht`.
         """
         if time_step <= 0 or substeps < 1:
             raise ValueError(
                 "`time_step` (s) and `substeps` must be positive, got "
                 f"{time_step} and {substeps}."
             )
+        if mean_depth <= 0:
+            raise ValueError(f"`mean_depth` (m) must be positive, got {mean_depth}.")
         self.sht = sht
+        if topography is not None and not jnp.iscomplexobj(topography):
+            topography = sht.analysis(topography)
+        if topography is not None:
+            self._check(topography, "topography")
+        self.topography = topography
+        self.mean_depth = jnp.asarray(mean_depth, float)
         self.deformation_radius = jnp.asarray(deformation_radius, float)
         self.hyperdiffusion = jnp.asarray(hyperdiffusion, float)
         self.time_step, self.substeps = float(time_step), substeps
@@ -85,12 +105,7 @@ class BarotropicVorticity(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        size = self.sht.lmax + 1
-        if state.shape != (size, size):
-            raise ValueError(
-                f"`state` must be coefficients (l, m) = {(size, size)} for lmax "
-                f"{self.sht.lmax}, got {state.shape}; truncate or pad them first."
-            )
+        self._check(state, "state")
         dtype = state.dtype  # complex: the factors multiply coefficients
         laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
         # The square comes last: its derivative exists at infinity.
@@ -103,8 +118,10 @@ class BarotropicVorticity(eqx.Module):
         delta = self.time_step / self.substeps
         damp = jnp.exp(-delta * damping)[:, None]
 
+        background = self._background_slope(dtype)
+
         def tendency(psi):
-            change = self._advection(psi, laplacian)
+            change = self._advection(psi, laplacian, background)
             if forcing is not None:
                 change = change + forcing
             return invert * change
@@ -118,15 +135,67 @@ class BarotropicVorticity(eqx.Module):
 
         return jax.lax.scan(substep, state, None, length=self.substeps)[0]
 
-    def _advection(self, psi, laplacian):
-        """`-J(psi, lap psi + f)`: how the wind carries absolute vorticity."""
+    def potential_vorticity(
+        self, state: Complex[Array, "l m"]
+    ) -> Complex[Array, "l m"]:
+        """Return the coefficients (s-1) of the `q` that the flow carries.
+
+        Raises:
+            ValueError: the coefficients belong to another `lmax`.
+        """
+        self._check(state, "state")
+        stretching = ((1 / self.deformation_radius) ** 2).astype(state.dtype)
+        laplacian = jnp.asarray(
+            self.sht.laplacian_eigenvalues(self.radius), state.dtype
+        )
+        own = (laplacian - stretching)[:, None] * state
+        sine = jnp.asarray(self._sine(), state.real.dtype)
+        ground = self._ground(state.dtype)
+        field = 2 * self.rotation * sine * jnp.ones(self.sht.grid.shape, sine.dtype)
+        background = self.sht.analysis(field)
+        return own + background + (0 if ground is None else ground)
+
+    def _check(self, coefficients, name: str):
+        size = self.sht.lmax + 1
+        if coefficients.shape != (size, size):
+            raise ValueError(
+                f"`{name}` must be coefficients (l, m) = {(size, size)} for lmax "
+                f"{self.sht.lmax}, got {coefficients.shape}; truncate or pad them "
+                "first."
+            )
+
+    def _sine(self) -> np.ndarray:
+        """Of latitude, one row each."""
+        return np.cos(self.sht.grid.colatitude)[:, None]
+
+    def _ground(self, dtype):
+        """The coefficients (s-1) of `f topography / depth`."""
+        if self.topography is None:
+            return None
+        height = self.sht.synthesis(self.topography.astype(dtype))
+        height = height / self.mean_depth.astype(height.dtype)
+        sine = jnp.asarray(2 * self.rotation * self._sine(), height.dtype)
+        return self.sht.analysis(sine * height)
+
+    def _background_slope(self, dtype):
+        """The eastward and northward slope of the `q` of an atmosphere at rest."""
+        cosine = np.sin(self.sht.grid.colatitude)[:, None]  # of latitude
+        beta = 2 * self.rotation / self.radius * cosine
+        ground = self._ground(dtype)
+        if ground is None:
+            return None, jnp.asarray(beta, jnp.finfo(dtype).dtype)
+        east, north = self.sht.gradient_synthesis(ground, radius=self.radius)
+        return east, north + jnp.asarray(beta, north.dtype)
+
+    def _advection(self, psi, laplacian, background):
+        """`-J(psi, q)`: how the wind carries potential vorticity."""
         vorticity = laplacian[:, None] * psi
         both = jnp.stack([psi, vorticity])
         east, north = self.sht.gradient_synthesis(both, radius=self.radius)
-        cosine = np.sin(self.sht.grid.colatitude)[:, None]  # of latitude
-        beta = jnp.asarray(2 * self.rotation / self.radius * cosine, east.dtype)
+        eastward, northward = background
+        eastward = east[1] if eastward is None else east[1] + eastward
         # u = -psi_y and v = psi_x.
-        return self.sht.analysis(north[0] * east[1] - east[0] * (north[1] + beta))
+        return self.sht.analysis(north[0] * eastward - east[0] * (north[1] + northward))
 
 
 class LinearBalance(eqx.Module):
