@@ -101,7 +101,7 @@ def with_units(text: str, units: str) -> str:
     """
     if units in ("", "1"):
         return text
-    raised = re.sub(r"(?<=[A-Za-z])(-?\d+)", r"$^{\1}$", units)
+    raised = re.sub(r"(?<!\de)(?<=[A-Za-z])(-?\d+)", r"$^{\1}$", units)
     return f"{text} ({raised})" if text else raised
 
 

@@ -219,7 +219,7 @@ class ShardedHarmonics(eqx.Module):
     def _put(self, array, spec: PartitionSpec):
         return jax.device_put(array, NamedSharding(self.mesh, spec))
 
-    def _check(self, array, shape: tuple[int, int], maker: str | None) -> None:
+    def _check(self, array, shape: tuple[int, ...], maker: str | None) -> None:
         if array.ndim < 3 or tuple(array.shape[-2:]) != shape:
             after = f": spread it with `{maker}` first" if maker else ""
             raise ValueError(
