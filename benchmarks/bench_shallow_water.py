@@ -16,12 +16,11 @@ round, and the least time of each counts.
 
 Equal are the equations, truncation, grid, precision, diffusion and initial state
 (dinosaur cuts winds times the cosine of latitude at 42 too, where they reach 43; after
-a day the two differ by 0.2 per cent for that reason). The step is what each column
-says: 30 minutes is what all can be compared at (and `whitaker_kar` is dinosaur's
-scheme, so that this row compares code and nothing else); the longer ones are within the
-stability of each. `--accuracy` adds the error of
-vorticity and height after 5 days against a run of the same system with steps of 3
-minutes, relative to the departure from the mean.
+a day the two differ by 0.2 per cent for that reason). The step is what each row says:
+30 minutes is what all can be compared at (and `ours, SIL3` is dinosaur's scheme, so
+that this row compares code and nothing else); the longer ones are within the stability
+of each. `--accuracy` adds the error of vorticity and height after 5 days against a run
+of the same system with steps of 3 minutes, relative to the departure from the mean.
 """
 
 import argparse
