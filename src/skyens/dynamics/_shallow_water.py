@@ -82,9 +82,10 @@ class ShallowWater(eqx.Module):
     orography.
 
     `method` steps over gravity waves, which are linear about the depth that the state
-    has on average. `ExponentialRungeKutta` carries them exactly, and at T42 and half
-    an hour errs ten times less than `ImplicitExplicit` does; that one damps the waves
-    it does not resolve, and takes the longer steps where strong jets limit them.
+    has on average. `ExponentialRungeKutta` resolves them: at T42 and half an hour,
+    heights err ten times less than by `ImplicitExplicit`. That one slows and damps the
+    waves that a step does not resolve, and is the more accurate for vorticity where
+    winds are strong and steps long, of an hour and more.
 
     A `forcing`, where given, is added to the tendencies (in s-2, s-2 and m s-1),
     constant over the step.
