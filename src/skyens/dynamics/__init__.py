@@ -21,8 +21,8 @@ from skyens.dynamics._keys import (
 )
 from skyens.dynamics._relaxed import Relaxed as Relaxed
 from skyens.dynamics._rollout import rollout as rollout
-from skyens.dynamics._shallow_water import (
-    ShallowWater as ShallowWater,
+from skyens.dynamics._shallow_water import ShallowWater as ShallowWater
+from skyens.dynamics._shallow_water_state import (
     ShallowWaterState as ShallowWaterState,
 )
 from skyens.dynamics._stochastic import StochasticStep as StochasticStep

@@ -1,12 +1,13 @@
 """Advection: a tracer that a steady wind carries."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 from skyens.dynamics._barotropic import EARTH_RADIUS
-from skyens.sphere import SphericalHarmonics
+from skyens.dynamics._checks import check_coefficients, check_steps
+from skyens.dynamics._runge_kutta import runge_kutta
+from skyens.sphere import SphericalHarmonics, check_radius
 
 
 class Advection(eqx.Module):
@@ -50,14 +51,11 @@ class Advection(eqx.Module):
             radius: of the planet, in m.
 
         Raises:
-            ValueError: `time_step` or `substeps` is not positive, or the wind does not
-                lie on the grid of `sht`.
+            ValueError: `time_step`, `substeps` or `radius` is not positive, `radius`
+                looks like kilometres, or the wind does not lie on the grid of `sht`.
         """
-        if time_step <= 0 or substeps < 1:
-            raise ValueError(
-                "`time_step` (s) and `substeps` must be positive, got "
-                f"{time_step} and {substeps}."
-            )
+        check_steps(time_step, substeps)
+        check_radius(radius)
         sht.grid.check(u, "u")
         sht.grid.check(v, "v")
         self.sht, self.wind = sht, jnp.stack([u, v])
@@ -77,6 +75,7 @@ class Advection(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
+        check_coefficients(state, self.sht.lmax, "state")
         delta = self.time_step / self.substeps
         eigenvalues = self.sht.laplacian_eigenvalues(self.radius)
         damping = self.hyperdiffusion.astype(state.dtype)
@@ -90,12 +89,6 @@ class Advection(eqx.Module):
             change = change.at[0, 0].set(0)
             return change if forcing is None else change + forcing
 
-        def substep(tracer, _):
-            k1 = tendency(tracer)
-            k2 = tendency(tracer + delta / 2 * k1)
-            k3 = tendency(tracer + delta / 2 * k2)
-            k4 = tendency(tracer + delta * k3)
-            later = tracer + delta / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-            return damp[:, None] * later, None
-
-        return jax.lax.scan(substep, state, None, length=self.substeps)[0]
+        return runge_kutta(
+            tendency, state, step=delta, steps=self.substeps, damp=damp[:, None]
+        )

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from skyens.sphere import SphericalHarmonics
+from skyens.dynamics._checks import check_coefficients, check_steps
+from skyens.dynamics._runge_kutta import runge_kutta
+from skyens.sphere import SphericalHarmonics, check_radius
 
 EARTH_RADIUS = 6.371e6
 EARTH_ROTATION = 7.292e-5
@@ -71,21 +73,19 @@ class BarotropicVorticity(eqx.Module):
             rotation: of the planet, in s-1.
 
         Raises:
-            ValueError: `time_step`, `substeps` or `mean_depth` is not positive, or
+            ValueError: `time_step`, `substeps`, `radius` or `mean_depth` is not
+                positive, `radius` looks like kilometres, or
                 `topography` does not belong to `sht`.
         """
-        if time_step <= 0 or substeps < 1:
-            raise ValueError(
-                "`time_step` (s) and `substeps` must be positive, got "
-                f"{time_step} and {substeps}."
-            )
+        check_steps(time_step, substeps)
+        check_radius(radius)
         if mean_depth <= 0:
             raise ValueError(f"`mean_depth` (m) must be positive, got {mean_depth}.")
         self.sht = sht
         if topography is not None and not jnp.iscomplexobj(topography):
             topography = sht.analysis(topography)
         if topography is not None:
-            self._check(topography, "topography")
+            check_coefficients(topography, sht.lmax, "topography")
         self.topography = topography
         self.mean_depth = jnp.asarray(mean_depth, float)
         self.deformation_radius = jnp.asarray(deformation_radius, float)
@@ -105,7 +105,7 @@ class BarotropicVorticity(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        self._check(state, "state")
+        check_coefficients(state, self.sht.lmax, "state")
         dtype = state.dtype  # complex: the factors multiply coefficients
         laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
         # The square comes last: its derivative exists at infinity.
@@ -126,14 +126,7 @@ class BarotropicVorticity(eqx.Module):
                 change = change + forcing
             return invert * change
 
-        def substep(psi, _):
-            k1 = tendency(psi)
-            k2 = tendency(psi + delta / 2 * k1)
-            k3 = tendency(psi + delta / 2 * k2)
-            k4 = tendency(psi + delta * k3)
-            return damp * (psi + delta / 6 * (k1 + 2 * k2 + 2 * k3 + k4)), None
-
-        return jax.lax.scan(substep, state, None, length=self.substeps)[0]
+        return runge_kutta(tendency, state, step=delta, steps=self.substeps, damp=damp)
 
     def potential_vorticity(
         self, state: Complex[Array, "l m"]
@@ -143,7 +136,7 @@ class BarotropicVorticity(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        self._check(state, "state")
+        check_coefficients(state, self.sht.lmax, "state")
         stretching = ((1 / self.deformation_radius) ** 2).astype(state.dtype)
         laplacian = jnp.asarray(
             self.sht.laplacian_eigenvalues(self.radius), state.dtype
@@ -154,15 +147,6 @@ class BarotropicVorticity(eqx.Module):
         field = 2 * self.rotation * sine * jnp.ones(self.sht.grid.shape, sine.dtype)
         background = self.sht.analysis(field)
         return own + background + (0 if ground is None else ground)
-
-    def _check(self, coefficients, name: str):
-        size = self.sht.lmax + 1
-        if coefficients.shape != (size, size):
-            raise ValueError(
-                f"`{name}` must be coefficients (l, m) = {(size, size)} for lmax "
-                f"{self.sht.lmax}, got {coefficients.shape}; truncate or pad them "
-                "first."
-            )
 
     def _sine(self) -> np.ndarray:
         """Of latitude, one row each."""

@@ -10,62 +10,18 @@ from jax import lax
 from jaxtyping import Array, Complex, Float
 
 from skyens.dynamics._barotropic import EARTH_RADIUS, EARTH_ROTATION
+from skyens.dynamics._checks import check_coefficients, check_steps
 from skyens.dynamics._gravity_waves import (
     ExponentialRungeKutta,
     GravityWaves,
     ImplicitExplicit,
 )
 from skyens.dynamics._height import STANDARD_GRAVITY
-from skyens.sphere import SphericalHarmonics
+from skyens.dynamics._shallow_water_state import ShallowWaterState
+from skyens.sphere import SphericalHarmonics, check_radius
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 _MEAN = math.sqrt(4 * math.pi)  # the mean of a field times this is its coefficient 0
-
-
-class ShallowWaterState(eqx.Module):
-    """Coefficients `(l, m)` of vorticity and divergence (s-1) and surface height (m).
-
-    Height is that of the free surface, above the same level as the orography's.
-    """
-
-    vorticity: Complex[Array, "*batch l m"]
-    divergence: Complex[Array, "*batch l m"]
-    height: Complex[Array, "*batch l m"]
-
-    @classmethod
-    def from_fields(
-        cls,
-        sht: SphericalHarmonics,
-        u: Float[Array, "*batch latitude longitude"],
-        v: Float[Array, "*batch latitude longitude"],
-        height: Float[Array, "*batch latitude longitude"],
-        *,
-        radius: float = EARTH_RADIUS,
-    ) -> "ShallowWaterState":
-        """Return the state with this wind (m s-1) and height (m), on the grid of `sht`.
-
-        Any grid will do: only `lmax` has to be the model's.
-
-        Raises:
-            ValueError: a field does not lie on that grid.
-        """
-        vorticity, divergence = sht.wind_analysis(u, v, radius=radius)
-        return cls(vorticity, divergence, sht.analysis(height))
-
-    def to_fields(
-        self, sht: SphericalHarmonics, *, radius: float = EARTH_RADIUS
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
-        """Return eastward and northward wind (m s-1) and height (m) on a grid.
-
-        Raises:
-            ValueError: the coefficients belong to another `lmax`.
-        """
-        u, v = sht.wind_synthesis(self.vorticity, self.divergence, radius=radius)
-        return u, v, sht.synthesis(self.height)
 
 
 class ShallowWater(eqx.Module):
@@ -147,14 +103,13 @@ class ShallowWater(eqx.Module):
 
         Raises:
             ValueError: `time_step`, `substeps`, `radius` or `gravity` is not positive,
-                the grid is not Gauss-Legendre or holds no degree `lmax + 1`, or
-                `orography` or `target` do not belong to `sht`.
+                `radius` looks like kilometres, the grid is not Gauss-Legendre or holds
+                no degree `lmax + 1`, or `orography` or `target` do not belong to `sht`.
         """
-        if time_step <= 0 or substeps < 1 or radius <= 0 or gravity <= 0:
-            raise ValueError(
-                "`time_step` (s), `substeps`, `radius` (m) and `gravity` (m s-2) must "
-                f"be positive, got {time_step}, {substeps}, {radius} and {gravity}."
-            )
+        check_steps(time_step, substeps)
+        check_radius(radius)
+        if gravity <= 0:
+            raise ValueError(f"`gravity` (m s-2) must be positive, got {gravity}.")
         if sht.grid.kind != "gauss-legendre":
             raise ValueError(
                 "`sht` must have a Gauss-Legendre grid, whose quadrature integrates "
@@ -173,7 +128,7 @@ class ShallowWater(eqx.Module):
         self.orography, self.target = orography, target
         for name, part in (("orography", orography), ("target", target)):
             for leaf in jax.tree.leaves(part):
-                self._check(leaf, name)
+                check_coefficients(leaf, sht.lmax, name)
         self.relaxation_time = jnp.asarray(relaxation_time, float)
         self.hyperdiffusion = jnp.asarray(hyperdiffusion, float)
         self.method = ExponentialRungeKutta() if method is None else method
@@ -193,9 +148,7 @@ class ShallowWater(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        x, push = self._stack(state, "state"), None
-        if forcing is not None:
-            push = self._stack(forcing, "forcing").astype(x.dtype)
+        x, push = self._inputs(state, forcing)
         waves = self._waves(x)
         tendency = lambda x: self._products(x, push)
         delta = self.time_step / self.substeps
@@ -211,9 +164,7 @@ class ShallowWater(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        x, push = self._stack(state, "state"), None
-        if forcing is not None:
-            push = self._stack(forcing, "forcing").astype(x.dtype)
+        x, push = self._inputs(state, forcing)
         return self._unstack(self._products(x, push) + self._waves(x)(x))
 
     def balanced(
@@ -264,8 +215,7 @@ class ShallowWater(eqx.Module):
 
     def _waves(self, x) -> GravityWaves:
         """The linear part, about the mean depth of `x`."""
-        degree = np.arange(self.sht.lmax + 2)
-        eigenvalue = (degree * (degree + 1) / self.radius**2)[None, :, None]
+        eigenvalue = -self._wide.laplacian_eigenvalues(self.radius)[None, :, None]
         pull = jnp.asarray(self.gravity * eigenvalue, x.dtype)
         depth = x[2, 0, 0, 0] / _MEAN
         if self.orography is not None:
@@ -332,15 +282,6 @@ class ShallowWater(eqx.Module):
 
     # ---------------------------------------------------------------------- the layout
 
-    def _check(self, coefficients, name: str):
-        size = self.sht.lmax + 1
-        if coefficients.shape != (size, size):
-            raise ValueError(
-                f"`{name}` must be coefficients (l, m) = {(size, size)} for lmax "
-                f"{self.sht.lmax}, got {coefficients.shape}; truncate or pad them "
-                "first, or map over members by `jax.vmap`."
-            )
-
     def _parts(self, coefficients):
         """`[part, l, m]`, with a degree and an order more, which stay 0."""
         parts = jnp.stack([coefficients.real, coefficients.imag])
@@ -349,8 +290,14 @@ class ShallowWater(eqx.Module):
     def _stack(self, state: ShallowWaterState, name: str):
         fields = state.vorticity, state.divergence, state.height
         for field in fields:
-            self._check(field, name)
+            check_coefficients(field, self.sht.lmax, name)
         return jnp.stack([self._parts(field) for field in fields])
+
+    def _inputs(self, state: ShallowWaterState, forcing: ShallowWaterState | None):
+        x = self._stack(state, "state")
+        if forcing is None:
+            return x, None
+        return x, self._stack(forcing, "forcing").astype(x.dtype)
 
     def _unstack(self, x) -> ShallowWaterState:
         x = x[..., :-1, :-1]

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from skyens.dynamics._barotropic import EARTH_RADIUS, EARTH_ROTATION
 from skyens.dynamics._height import STANDARD_GRAVITY
-from skyens.dynamics._shallow_water import ShallowWater, ShallowWaterState
+from skyens.dynamics._shallow_water import ShallowWater
+from skyens.dynamics._shallow_water_state import ShallowWaterState
 from skyens.sphere import GaussianRandomField, Grid
 
 Field = Float[Array, "latitude longitude"]

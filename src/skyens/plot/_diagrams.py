@@ -165,7 +165,7 @@ def rank_histogram(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rank of the truth among the members")
     ax.set_ylabel("frequency / expected")
-    return _done(ax, title, grid="y", columns=2)
+    return _done(ax, title, grid="y", columns=2, legend="upper center")
 
 
 def _axes(ax: Any) -> Any:
@@ -181,9 +181,12 @@ def _vector(name: str, values: Any, size: int, of: str) -> np.ndarray:
     return values
 
 
-def _done(ax: Any, title: str, *, grid: str = "both", columns: int = 1) -> Any:
+def _done(
+    ax: Any, title: str, *, grid: str = "both", columns: int = 1, legend: str = "best"
+) -> Any:
     finish(ax, grid=grid)
-    ax.legend(ncols=columns)
+    # The best place among hundreds of bars takes seconds to find: say where.
+    ax.legend(ncols=columns, loc=legend)
     if title:
         ax.set_title(title)
     return ax

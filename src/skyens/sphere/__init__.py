@@ -40,6 +40,7 @@ from skyens.sphere._noise import (
     multiscale_noise as multiscale_noise,
 )
 from skyens.sphere._points import interpolate as interpolate
+from skyens.sphere._radius import check_radius as check_radius
 from skyens.sphere._random import (
     GaussianRandomField as GaussianRandomField,
     matern_spectrum as matern_spectrum,

@@ -10,7 +10,11 @@ from skyens.sphere import _legendre, _transform, _winds
 from skyens.sphere._grid import Grid
 from skyens.sphere._precision import at_least_single
 from skyens.sphere._radius import check_radius
+from skyens.sphere._spectra import power_spectrum
 from skyens.sphere._transform import Tables
+
+Field = Float[Array, "*batch latitude longitude"]
+Coefficients = Complex[Array, "*batch l m"]
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 
@@ -86,9 +90,7 @@ class SphericalHarmonics(eqx.Module):
 
     # ------------------------------------------------------------------------- scalars
 
-    def analysis(
-        self, field: Float[Array, "*batch latitude longitude"]
-    ) -> Complex[Array, "*batch l m"]:
+    def analysis(self, field: Field) -> Coefficients:
         """Return the coefficients of `field`.
 
         Raises:
@@ -100,9 +102,7 @@ class SphericalHarmonics(eqx.Module):
             return self._analyse(self._weigh(field), self._harmonics)
         return self._analyse(field, self._scalar)
 
-    def synthesis(
-        self, coefficients: Complex[Array, "*batch l m"]
-    ) -> Float[Array, "*batch latitude longitude"]:
+    def synthesis(self, coefficients: Coefficients) -> Field:
         """Return the field with these `coefficients` (those with `m > l` are ignored).
 
         Raises:
@@ -112,11 +112,8 @@ class SphericalHarmonics(eqx.Module):
         return self._synthesise(coefficients)
 
     def gradient_synthesis(
-        self, coefficients: Complex[Array, "*batch l m"], *, radius: float = 1.0
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+        self, coefficients: Coefficients, *, radius: float = 1.0
+    ) -> tuple[Field, Field]:
         """Return the eastward and northward derivative of the field, per unit `radius`.
 
         At a pole they are the limits along each meridian.
@@ -127,25 +124,16 @@ class SphericalHarmonics(eqx.Module):
         self._check(coefficients)
         return self._flow(None, coefficients, radius)
 
-    def gradient(
-        self, field: Float[Array, "*batch latitude longitude"], *, radius: float = 1.0
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+    def gradient(self, field: Field, *, radius: float = 1.0) -> tuple[Field, Field]:
         """Return the eastward and northward derivatives, per unit `radius`."""
         east, north = self.gradient_synthesis(self.analysis(field), radius=radius)
         return east.astype(field.dtype), north.astype(field.dtype)
 
-    def laplacian(
-        self, field: Float[Array, "*batch latitude longitude"], *, radius: float = 1.0
-    ) -> Float[Array, "*batch latitude longitude"]:
+    def laplacian(self, field: Field, *, radius: float = 1.0) -> Field:
         """Return the Laplacian of `field`, per squared unit of `radius`."""
         return self._scale_degrees(field, self.laplacian_eigenvalues(radius))
 
-    def inverse_laplacian(
-        self, field: Float[Array, "*batch latitude longitude"], *, radius: float = 1.0
-    ) -> Float[Array, "*batch latitude longitude"]:
+    def inverse_laplacian(self, field: Field, *, radius: float = 1.0) -> Field:
         """Return the field of zero mean whose Laplacian is `field` less its mean."""
         return self._scale_degrees(field, self._inverse_eigenvalues(radius)[:, 0])
 
@@ -155,30 +143,23 @@ class SphericalHarmonics(eqx.Module):
         l = np.arange(self.lmax + 1)
         return -l * (l + 1) / radius**2
 
-    def power_spectrum(
-        self, field: Float[Array, "*batch latitude longitude"]
-    ) -> Float[Array, "*batch l"]:
+    def power_spectrum(self, field: Field) -> Float[Array, "*batch l"]:
         """Return the sum over both signs of m of `|c_lm|^2`, by degree.
 
         Summed over degrees it is the integral of the squared field over the unit
         sphere: `4 pi` times its mean square.
         """
-        coefficients = self.analysis(field)
-        power = coefficients.real**2 + coefficients.imag**2
-        return (2 * power.sum(-1) - power[..., 0]).astype(field.dtype)
+        return power_spectrum(self.analysis(field)).astype(field.dtype)
 
     # ------------------------------------------------------------------------- vectors
 
     def wind_synthesis(
         self,
-        vorticity: Complex[Array, "*batch l m"],
-        divergence: Complex[Array, "*batch l m"],
+        vorticity: Coefficients,
+        divergence: Coefficients,
         *,
         radius: float = 1.0,
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+    ) -> tuple[Field, Field]:
         """Return the eastward and northward wind of these coefficients.
 
         Means of vorticity and divergence are ignored: no wind has them. At a pole the
@@ -200,11 +181,11 @@ class SphericalHarmonics(eqx.Module):
 
     def wind_analysis(
         self,
-        u: Float[Array, "*batch latitude longitude"],
-        v: Float[Array, "*batch latitude longitude"],
+        u: Field,
+        v: Field,
         *,
         radius: float = 1.0,
-    ) -> tuple[Complex[Array, "*batch l m"], Complex[Array, "*batch l m"]]:
+    ) -> tuple[Coefficients, Coefficients]:
         """Return the vorticity and divergence coefficients of a wind.
 
         Exact for winds whose vorticity and divergence are band-limited to `lmax`.
@@ -235,14 +216,11 @@ class SphericalHarmonics(eqx.Module):
 
     def wind(
         self,
-        vorticity: Float[Array, "*batch latitude longitude"],
-        divergence: Float[Array, "*batch latitude longitude"],
+        vorticity: Field,
+        divergence: Field,
         *,
         radius: float = 1.0,
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+    ) -> tuple[Field, Field]:
         """Return the wind (m s-1) of vorticity and divergence (s-1, radius in m)."""
         both = self.analysis(jnp.stack([vorticity, divergence]))
         u, v = self.wind_synthesis(both[0], both[1], radius=radius)
@@ -250,14 +228,11 @@ class SphericalHarmonics(eqx.Module):
 
     def vorticity_divergence(
         self,
-        u: Float[Array, "*batch latitude longitude"],
-        v: Float[Array, "*batch latitude longitude"],
+        u: Field,
+        v: Field,
         *,
         radius: float = 1.0,
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+    ) -> tuple[Field, Field]:
         """Return vorticity and divergence (s-1) of a wind (m s-1, radius in m)."""
         both = jnp.stack(self.wind_analysis(u, v, radius=radius))
         vorticity, divergence = self.synthesis(both).astype(u.dtype)
@@ -265,14 +240,11 @@ class SphericalHarmonics(eqx.Module):
 
     def helmholtz(
         self,
-        u: Float[Array, "*batch latitude longitude"],
-        v: Float[Array, "*batch latitude longitude"],
+        u: Field,
+        v: Field,
         *,
         radius: float = 1.0,
-    ) -> tuple[
-        Float[Array, "*batch latitude longitude"],
-        Float[Array, "*batch latitude longitude"],
-    ]:
+    ) -> tuple[Field, Field]:
         """Return streamfunction and velocity potential (m2 s-1), of zero mean.
 
         The wind is the gradient of the potential plus the gradient of the

@@ -1,0 +1,29 @@
+"""What the worlds on spherical harmonics ask of their settings and states."""
+
+
+def check_steps(time_step: float, substeps: int) -> None:
+    """Check that time goes on.
+
+    Raises:
+        ValueError: `time_step` or `substeps` is not positive.
+    """
+    if time_step <= 0 or substeps < 1:
+        raise ValueError(
+            "`time_step` (s) and `substeps` must be positive, got "
+            f"{time_step} and {substeps}."
+        )
+
+
+def check_coefficients(coefficients, lmax: int, name: str) -> None:
+    """Check that `coefficients` are those of one member, to `lmax`.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    shape = lmax + 1, lmax + 1
+    if coefficients.shape != shape:
+        raise ValueError(
+            f"`{name}` must be coefficients (l, m) = {shape} for lmax {lmax}, got "
+            f"{coefficients.shape}; truncate or pad them first, or map over members "
+            "by `jax.vmap`."
+        )
