@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from skyens.plot import rank_histogram, spectra, spread_skill
+from skyens.plot import quantile_quantile, rank_histogram, spectra, spread_skill
 
 DEGREES = np.arange(20)
 
@@ -60,6 +60,21 @@ def test_fewer_independent_cases_widen_the_band():
     np.testing.assert_allclose((high - low) / 2, 1.96 * np.sqrt(10 / 110))
 
 
+def test_quantiles_lie_on_the_diagonal_where_climates_agree(drawn):
+    truth = np.array([0.0, 1, 3, 9])
+    pairs = {"same": (truth, truth), "wet": (jnp.asarray(2 * truth), truth)}
+    ax = quantile_quantile(pairs, units="mm", title="Rain")
+    texts = drawn(ax)
+    assert {"same", "wet", "the same climate", "Rain"} <= set(texts)
+    assert {"quantiles of the truth (mm)", "quantiles of the forecasts (mm)"} <= set(
+        texts
+    )
+    np.testing.assert_array_equal(ax.get_lines()[1].get_ydata(), 2 * truth)
+    assert ax.get_xlim() == ax.get_ylim()
+    assert ax.get_xlim()[1] > 18
+    drawn(quantile_quantile({"dry": (np.zeros(2), np.zeros(2))}))
+
+
 def test_diagrams_share_axes_of_the_user(drawn):
     figure, axes = plt.subplots(1, 3, figsize=(9, 3))
     curves = {"a": np.ones(20)}
@@ -87,6 +102,14 @@ def test_wrong_use_is_reported():
             rank_histogram(counts)
     with pytest.raises(ValueError, match="`cases` must be above 0, got 0"):
         rank_histogram(np.ones(3), cases=0)
+    with pytest.raises(ValueError, match="at least one pair"):
+        quantile_quantile({})
+    with pytest.raises(ValueError, match=r"two vectors, got \(1, 3\)"):
+        quantile_quantile({"a": (np.ones(3), np.ones((1, 3)))})
+    with pytest.raises(ValueError, match=r"`quantiles\['a'\]` must have the 3 quan"):
+        quantile_quantile({"a": (np.ones(2), np.ones(3))})
+    with pytest.raises(ValueError, match=r"`quantiles\['a'\]` must be finite"):
+        quantile_quantile({"a": (np.full(2, np.nan), np.ones(2))})
 
 
 def band(ax):

@@ -35,6 +35,25 @@ def test_a_field_is_drawn_on_any_projection(height, era5_grid, drawn, projection
     assert any("5300" in text for text in texts)  # a number on the colour bar
 
 
+def test_worlds_without_land_have_no_coastlines(height, era5_grid, drawn):
+    for wanted in (True, False):
+        ax = map_field(height[0, 0], era5_grid, coastlines=wanted)
+        assert any(type(c) is LineCollection for c in ax.collections) is wanted
+
+
+def test_contours_stay_where_the_field_is_on_a_half_of_the_globe(era5_grid, drawn):
+    # Longitude east of the centre: a step there must be drawn as the central meridian.
+    east = np.where(era5_grid.longitude < 180, 1.0, -1.0) * np.ones((61, 1))
+    globe = ccrs.Orthographic(0, 0)
+    ax = map_field(east, era5_grid, projection=globe, levels=[-2, 0, 2], lines=True)
+    drawn(ax)
+    filled = next(c for c in ax.collections if hasattr(c, "levels"))
+    west, right = (path.vertices[:, 0] for path in filled.get_paths())
+    width = ax.get_xlim()[1]
+    assert west.max() < 0.03 * width
+    assert right.min() > -0.03 * width
+
+
 def test_a_polar_map_is_round_and_a_part_of_the_globe_is_not(height, era5_grid):
     polar = map_field(height[0, 0], era5_grid, projection=ccrs.NorthPolarStereo())
     south, north = polar.get_ylim()

@@ -48,3 +48,29 @@ def test_points_with_one_member_left_have_no_weight():
     for point, members in [(0, 3), (2, 2), (3, 3)]:
         state = stat.update(state, ensemble[3 - members :, point], truth[point])
     chex.assert_trees_all_close(stat.finalize(found), stat.finalize(state), rtol=1e-12)
+
+
+def test_an_error_of_the_truth_counts_as_spread():
+    points, members = 40_000, 5
+    centre, x = normal(8, (points,)), normal(9, (members, points))
+    error = jnp.where(jnp.arange(points) % 2 == 0, 0.5, 2.0)
+    observed = centre + normal(10, (points,)) + error * normal(11, (points,))
+    stat = SpreadSkill()
+    run = lambda **more: stat.finalize(
+        stat.update(stat.init(), centre[None] + x, observed, **more)
+    )
+    found, ignored = run(truth_error=error), run()
+    np.testing.assert_allclose(found.ratio, 1, atol=0.025)
+    # Expected squares: 6 / 5 without the errors' (0.25 + 4) / 2.
+    np.testing.assert_allclose(ignored.ratio, (1.2 / 3.325) ** 0.5, atol=0.025)
+    assert (found.spread, found.skill) == (ignored.spread, ignored.skill)
+    chex.assert_trees_all_equal(run(truth_error=jnp.zeros(1)), ignored)
+    assert jnp.isnan(run(truth_error=-error).ratio)
+
+
+def test_wrong_errors_are_reported():
+    stat = SpreadSkill()
+    with pytest.raises(ValueError, match=r"`truth_error` of shape \(3,\)"):
+        stat.update(
+            stat.init(), jnp.zeros((2, 4)), jnp.zeros(4), truth_error=jnp.ones(3)
+        )

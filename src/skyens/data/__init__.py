@@ -1,4 +1,4 @@
-"""The edge to files and xarray: samples, labelled fields, normalisation, stores.
+"""The edge to files and xarray: samples, labelled fields, scorecards, stores.
 
 Fields enter and leave by the names of their dimensions, and nothing is ever aligned,
 filled or reordered silently: what does not fit is an error that says where. The samples
@@ -21,5 +21,9 @@ from skyens.data._normalise import fit_normaliser as fit_normaliser
 from skyens.data._samples import (
     open_sample as open_sample,
     station_positions as station_positions,
+)
+from skyens.data._scorecard import (
+    scorecard as scorecard,
+    scorecard_states as scorecard_states,
 )
 from skyens.data._store import check_output as check_output, write_zarr as write_zarr

@@ -47,7 +47,7 @@ def check_finite(field: "xarray.DataArray") -> None:
     if count := int(bad.sum()):
         index = np.unravel_index(int(np.argmax(bad)), bad.shape)
         place = {
-            dim: _shown(field[dim].values[i])
+            dim: shown(field[dim].values[i])
             for dim, i in zip(field.dims, index, strict=True)
         }
         raise ValueError(
@@ -81,13 +81,13 @@ def check_coordinates(
             )
         same = one == other
         if one.dtype.kind == other.dtype.kind == "f":
-            same = np.isclose(one, other, rtol=1e-6, atol=1e-6)
+            same = np.isclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
         if not np.all(same):
             i = np.unravel_index(int(np.argmin(same)), one.shape)
             where = f" at index {', '.join(map(str, i))}" if i else ""
             raise ValueError(
-                f"Coordinates do not match: `{name}`{where} is {_shown(one[i])} in the "
-                f"first and {_shown(other[i])} in the second; select or reorder by "
+                f"Coordinates do not match: `{name}`{where} is {shown(one[i])} in the "
+                f"first and {shown(other[i])} in the second; select or reorder by "
                 "value before comparing."
             )
 
@@ -292,7 +292,8 @@ def _name(field: "xarray.DataArray") -> str:
     return "`field`" if field.name is None else f"`{field.name}`"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a coordinate's value as messages show it."""
     if isinstance(value, np.datetime64):
         return np.datetime_as_string(value, unit="m")
     if isinstance(value, np.timedelta64):

@@ -99,6 +99,14 @@ def conventional_names(dataset: "xarray.Dataset") -> "xarray.Dataset":
     return dataset.rename(new_names)
 
 
+def usual_name(name: str) -> str:
+    """Return what a dimension called `name` is called here: `level` for `plev`."""
+    for usual, aliases in _ALIASES.items():
+        if name in (*aliases, COORDINATE_ATTRIBUTES[usual]["standard_name"]):
+            return usual
+    return name
+
+
 def variable_attributes(name: str, units: str | None = None) -> dict[str, str]:
     """Return the CF attributes of the variable `name`; `units` overrule the usual.
 

@@ -12,6 +12,7 @@ from skyens.plot._coastlines import (
     trace_coastlines as trace_coastlines,
 )
 from skyens.plot._diagrams import (
+    quantile_quantile as quantile_quantile,
     rank_histogram as rank_histogram,
     spectra as spectra,
     spread_skill as spread_skill,
@@ -22,4 +23,10 @@ from skyens.plot._maps import (
     map_forecast as map_forecast,
     spaghetti as spaghetti,
 )
+from skyens.plot._probabilities import (
+    economic_value as economic_value,
+    reliability as reliability,
+    roc as roc,
+)
+from skyens.plot._scorecard import scorecard as scorecard
 from skyens.plot._style import save as save, style as style

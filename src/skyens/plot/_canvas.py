@@ -35,7 +35,9 @@ def is_polar(projection: Any) -> bool:
     return isinstance(projection, ccrs.NorthPolarStereo | ccrs.SouthPolarStereo)
 
 
-def map_axes(ax: Any, projection: Any, extent: Extent | None) -> Any:
+def map_axes(
+    ax: Any, projection: Any, extent: Extent | None, coastlines: bool = True
+) -> Any:
     """Return cartopy axes with extent, coastlines and a quiet outline."""
     import cartopy.crs as ccrs
     import matplotlib.pyplot as plt
@@ -61,7 +63,8 @@ def map_axes(ax: Any, projection: Any, extent: Extent | None) -> Any:
         ax.set_extent(extent, ccrs.PlateCarree())
         if is_polar(projection) and extent[1] - extent[0] == 360:
             _round_off(ax, extent)
-    draw_coastlines(ax)
+    if coastlines:
+        draw_coastlines(ax)
     ax.spines["geo"].set(linewidth=0.8, edgecolor=QUIET)
     return ax
 
@@ -98,11 +101,16 @@ def fill(
     lines: bool,
 ) -> Any:
     """Draw filled contours of `values` between `levels` and return them."""
+    from matplotlib.axes import Axes
+
     pixels = raster_of(ax)
     below, above = np.nanmin(values) < levels[0], np.nanmax(values) > levels[-1]
     beyond = {(True, True): "both", (True, False): "min", (False, True): "max"}
     sampled = np.ma.masked_invalid(pixels.sample(values, latitude, longitude))
-    filled = ax.contourf(
+    # The data are in the projection's coordinates: cartopy's own methods would search
+    # the globe for seams once more, for seconds on some projections.
+    filled = Axes.contourf(
+        ax,
         pixels.x,
         pixels.y,
         sampled,
@@ -111,7 +119,8 @@ def fill(
         extend=beyond.get((bool(below), bool(above)), "neither"),
     )
     if lines:
-        ax.contour(
+        Axes.contour(
+            ax,
             pixels.x,
             pixels.y,
             sampled,

@@ -1,15 +1,13 @@
-"""Diagrams: spectra, spread against skill, ranks."""
+"""Diagrams: spectra, spread against skill, ranks, quantiles."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Real
 
-from skyens.plot._style import COLOURS, QUIET, TRUTH, WIDTH, finish, style, with_units
-
-Numbers = jax.Array | np.ndarray
+from skyens.plot._frame import Numbers, diagram_axes, done, vector
+from skyens.plot._style import COLOURS, QUIET, TRUTH, style, with_units
 
 
 @style()
@@ -43,10 +41,10 @@ def spectra(
     degree = np.asarray(degrees)
     if truth is not None and truth not in spectrum:
         raise ValueError(f"`truth` must be one of {list(spectrum)}, got {truth!r}.")
-    ax = _axes(ax)
+    ax = diagram_axes(ax)
     colours = iter(COLOURS * len(spectrum))
     for label, power in spectrum.items():
-        power = _vector(f"spectrum[{label!r}]", power, degree.size, "degrees")
+        power = vector(f"spectrum[{label!r}]", power, degree.size, "degrees")
         shown = (degree > 0) & (power > 0)
         if label == truth:
             look = {"color": TRUTH, "linewidth": 2.2, "zorder": 3}
@@ -58,7 +56,7 @@ def spectra(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("total wavenumber (degree)")
     ax.set_ylabel(with_units("power per degree", units))
-    return _done(ax, title)
+    return done(ax, title)
 
 
 @style()
@@ -93,12 +91,12 @@ def spread_skill(
     hours = np.asarray(lead_time, np.float64)
     if alone := [label for label in spread if label not in rmse]:
         raise ValueError(f"`rmse` must name each of `spread`, lacks {alone}.")
-    ax = _axes(ax)
+    ax = diagram_axes(ax)
     for label, colour in zip(rmse, COLOURS * len(rmse), strict=False):
-        error = _vector(f"rmse[{label!r}]", rmse[label], hours.size, "lead times")
+        error = vector(f"rmse[{label!r}]", rmse[label], hours.size, "lead times")
         ax.plot(hours, error, color=colour, marker="o", label=label)
         if label in spread:
-            width = _vector(
+            width = vector(
                 f"spread[{label!r}]", spread[label], hours.size, "lead times"
             )
             ax.plot(hours, width, color=colour, marker="o", mfc="white", ls="--")
@@ -106,7 +104,7 @@ def spread_skill(
     ax.set_xticks(hours)
     ax.set_xlabel("lead time (h)")
     ax.set_ylabel(with_units("error and spread", units))
-    ax = _done(ax, title)
+    ax = done(ax, title)
     lines = [
         Line2D([], [], color=QUIET, marker="o", label="error of the mean"),
         Line2D([], [], color=QUIET, marker="o", mfc="white", ls="--", label="spread"),
@@ -152,7 +150,7 @@ def rank_histogram(
     cases = float(count.sum()) if cases is None else float(cases)
     if not cases > 0:
         raise ValueError(f"`cases` must be above 0, got {cases}.")
-    ax = _axes(ax)
+    ax = diagram_axes(ax)
     rank = np.arange(1, count.size + 1)
     ax.bar(rank, count * count.size / count.sum(), width=0.9, color=COLOURS[5])
     # Standard deviation of a binomial frequency over its mean 1 / ranks, times 1.96.
@@ -165,28 +163,51 @@ def rank_histogram(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rank of the truth among the members")
     ax.set_ylabel("frequency / expected")
-    return _done(ax, title, grid="y", columns=2, legend="upper center")
+    return done(ax, title, grid="y", columns=2, legend="upper center")
 
 
-def _axes(ax: Any) -> Any:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=(0.7 * WIDTH, 0.45 * WIDTH))[1] if ax is None else ax
-
-
-def _vector(name: str, values: Any, size: int, of: str) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.shape != (size,):
-        raise ValueError(f"`{name}` must have the {size} {of}, got {values.shape}.")
-    return values
-
-
-def _done(
-    ax: Any, title: str, *, grid: str = "both", columns: int = 1, legend: str = "best"
+@style()
+def quantile_quantile(
+    quantiles: Mapping[str, tuple[Real[Numbers, "..."], Real[Numbers, "..."]]],
+    *,
+    ax: Any = None,
+    units: str = "",
+    title: str = "",
 ) -> Any:
-    finish(ax, grid=grid)
-    # The best place among hundreds of bars takes seconds to find: say where.
-    ax.legend(ncols=columns, loc=legend)
-    if title:
-        ax.set_title(title)
-    return ax
+    """Draw quantiles of forecasts against those of the truth, and return the axes.
+
+    On the diagonal, forecasts have the climate of the truth.
+
+    Args:
+        quantiles: by label `(forecast, truth)`, each `(level,)`: what
+            `scores.QuantileQuantile` gives.
+        ax: axes; a new figure if left out.
+        units: of both, as in CF.
+        title: above the diagram.
+
+    Raises:
+        ValueError: there are none, or two are not vectors of one length, or not finite.
+    """
+    if not quantiles:
+        raise ValueError("`quantiles` must hold at least one pair, got none.")
+    ax = diagram_axes(ax, square=True)
+    ends: list[float] = []
+    for label, colour in zip(quantiles, COLOURS * len(quantiles), strict=False):
+        truth = np.asarray(quantiles[label][1], np.float64)
+        if truth.ndim != 1 or truth.size == 0:
+            raise ValueError(
+                f"`quantiles[{label!r}]` must be two vectors, got {truth.shape}."
+            )
+        name = f"quantiles[{label!r}]"
+        forecast = vector(name, quantiles[label][0], truth.size, "quantiles of truth")
+        ends += [truth.min(), truth.max(), forecast.min(), forecast.max()]
+        if not np.isfinite(ends).all():
+            raise ValueError(f"`{name}` must be finite.")
+        ax.plot(truth, forecast, color=colour, marker="o", markersize=4, label=label)
+    margin = 0.03 * (max(ends) - min(ends)) or 0.5
+    limits = min(ends) - margin, max(ends) + margin
+    ax.plot(limits, limits, color=TRUTH, linewidth=1.2, label="the same climate")
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.set_xlabel(with_units("quantiles of the truth", units))
+    ax.set_ylabel(with_units("quantiles of the forecasts", units))
+    return done(ax, title, legend="lower right")

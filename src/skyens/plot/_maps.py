@@ -53,6 +53,7 @@ def map_field(
     colours: str = FIELD,
     colour_bar: bool = True,
     lines: bool = False,
+    coastlines: bool = True,
 ) -> Any:
     """Draw one field as filled contours with coastlines and return its axes.
 
@@ -72,6 +73,7 @@ def map_field(
         colours: name of a matplotlib colour map.
         colour_bar: draw one below the map.
         lines: draw the borders of the colours as thin lines too.
+        coastlines: draw them; False for worlds that have none.
 
     Raises:
         ValueError: `field` does not lie on `grid`, is nowhere finite, or `ax` is no
@@ -79,7 +81,7 @@ def map_field(
     """
     values = as_values("field", field, 2)
     latitude, longitude = coordinates(grid, values.shape)
-    ax = map_axes(ax, projection, extent)
+    ax = map_axes(ax, projection, extent, coastlines)
     levels = round_levels(values) if levels is None else np.asarray(levels)
     filled = fill(ax, values, latitude, longitude, levels, colours, lines)
     if title:
@@ -115,6 +117,7 @@ def map_forecast(
     """
     import cartopy.crs as ccrs
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
     fields = {
         name: as_values(name, field, 2)
@@ -155,7 +158,9 @@ def map_forecast(
             )
         if amount:
             pixels = raster_of(ax)
-            ax.contour(
+            # In the projection's coordinates, as in `fill`.
+            Axes.contour(
+                ax,
                 pixels.x,
                 pixels.y,
                 pixels.sample(fields["mean"], latitude, longitude),

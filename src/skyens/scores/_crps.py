@@ -5,8 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from skyens.scores._members import check_alpha, check_members, gather
 from skyens.scores._sorting import in_blocks, sort_bitonic, sort_rows
 
 # Measured on CPU: to 8 members all points at once are fastest, to 32 the unrolled
@@ -18,7 +20,7 @@ def crps(
     ensemble: Float[Array, "..."],
     truth: Float[Array, "..."],
     *,
-    alpha: float = 1.0,
+    alpha: float | Float[Array, ""] = 1.0,
     axis: int = 0,
     where: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
@@ -41,7 +43,8 @@ def crps(
     Args:
         ensemble: members along `axis`, in any units.
         truth: broadcasts against the ensemble without its member axis.
-        alpha: 0 standard, 1 fair, 0.95 almost fair.
+        alpha: 0 standard, 1 fair, 0.95 almost fair. It may be traced; what lies
+            outside [0, 1] then makes the score NaN.
         axis: the member axis of `ensemble`.
         where: broadcasts against `ensemble`; members where it is False count nowhere,
             as if they had never been. Points left with too few members, none or (for
@@ -59,71 +62,16 @@ def crps(
         (2014), Q. J. R. Meteorol. Soc. 140, 1917-1923; almost fair: Lang et al.
         (2024), arXiv:2412.15832.
     """
-    _check(ensemble, alpha, axis)
+    check_members(ensemble, axis)
     dtype = jnp.result_type(ensemble, truth)
-    wide = jnp.float32 if dtype.itemsize < 4 else dtype
-    points = _points(ensemble, truth, axis)
-    members = _spread_out(ensemble.astype(wide), axis, points)
-    truth = jnp.broadcast_to(truth.astype(wide), points)
-    if where is None:
-        return _crps(float(alpha), members, truth, None).astype(dtype)
-    try:
-        valid = jnp.broadcast_to(where, ensemble.shape)
-    except ValueError:
-        raise ValueError(
-            f"`where` has shape {where.shape}, which does not broadcast against "
-            f"`ensemble` of shape {ensemble.shape}."
-        ) from None
-    valid = _spread_out(valid, axis, points)
-    # Masked entries may be NaN; a constant in their place cuts off their gradient.
-    members = jnp.where(valid, members, 0)
-    return _crps(float(alpha), members, truth, valid).astype(dtype)
+    seen = gather(ensemble, truth, axis, where)
+    alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
+    return _crps(alpha, *seen).astype(dtype)
 
 
-def _check(ensemble: Array, alpha: float, axis: int) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must lie in [0, 1], got {alpha}.")
-    if not -ensemble.ndim <= axis < ensemble.ndim:
-        raise ValueError(
-            f"`axis` is {axis}, but `ensemble` has {ensemble.ndim} axes, of shape "
-            f"{ensemble.shape}."
-        )
-    members = ensemble.shape[axis]
-    if members == 0:
-        raise ValueError(
-            f"`ensemble` has no members: axis {axis} of shape {ensemble.shape} is "
-            "empty."
-        )
-    if members == 1 and alpha > 0:
-        raise ValueError(
-            f"`ensemble` has 1 member along axis {axis}, and a fair score needs 2. "
-            f"Use `alpha=0` (got {alpha}) for the absolute error."
-        )
-
-
-def _points(ensemble: Array, truth: Array, axis: int) -> tuple[int, ...]:
-    axis %= ensemble.ndim
-    points = ensemble.shape[:axis] + ensemble.shape[axis + 1 :]
-    try:
-        return jnp.broadcast_shapes(points, truth.shape)
-    except ValueError:
-        raise ValueError(
-            f"`truth` of shape {truth.shape} does not broadcast against `ensemble` of "
-            f"shape {ensemble.shape} without its member axis {axis}, {points}."
-        ) from None
-
-
-def _spread_out(array: Array, axis: int, points: tuple[int, ...]) -> Array:
-    """Lead with the members and broadcast the other axes to `points`."""
-    array = jnp.moveaxis(array, axis, 0)
-    missing = len(points) - (array.ndim - 1)
-    array = jnp.expand_dims(array, tuple(range(1, 1 + missing)))
-    return jnp.broadcast_to(array, (array.shape[0], *points))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@jax.custom_jvp
 def _kernel(
-    alpha: float,
+    alpha: Float[Array, ""],
     members: Float[Array, "member *points"],
     truth: Float[Array, "*points"],
     valid: Bool[Array, "member *points"] | None,
@@ -137,22 +85,30 @@ def _kernel(
     return in_blocks(value, *flat, block=4096 if unrolled else 256).reshape(truth.shape)
 
 
-@_kernel.defjvp
-def _tangent(alpha, primals, tangents):
-    members, truth, valid = primals
-    members_dot, truth_dot, _ = tangents
+def _tangent(primals, tangents):
+    alpha, members, truth, valid = primals
+    alpha_dot, members_dot, truth_dot, _ = tangents
     if members.shape[0] <= _FUSED:
         slope = _slope(alpha, members, truth, valid)
     else:
         kernel = functools.partial(_slope, alpha)
         flat = _flatten(members, truth, valid)
         slope = in_blocks(kernel, *flat, block=256).reshape(members.shape)
+    tangent = jnp.zeros_like(truth)
     # Moving truth and members together changes nothing: the slopes sum to zero.
-    tangent = jnp.sum(slope * (members_dot - truth_dot[None]), axis=0)
-    return _kernel(alpha, members, truth, valid), tangent
+    if not isinstance(members_dot, SymbolicZero):
+        tangent += jnp.sum(slope * members_dot, axis=0)
+    if not isinstance(truth_dot, SymbolicZero):
+        tangent -= jnp.sum(slope, axis=0) * truth_dot
+    if not isinstance(alpha_dot, SymbolicZero):
+        # Linear in `alpha`, from the standard score to the fair one.
+        ends = (_kernel(jnp.full_like(alpha, x), *primals[1:]) for x in (1, 0))
+        tangent += alpha_dot * functools.reduce(jnp.subtract, ends)
+    return _kernel(*primals), tangent
 
 
-_crps = jax.jit(_kernel, static_argnums=0)
+_kernel.defjvp(_tangent, symbolic_zeros=True)
+_crps = jax.jit(_kernel)
 
 
 def _flatten(members, truth, valid):
@@ -161,8 +117,8 @@ def _flatten(members, truth, valid):
     return members.reshape(size, -1), truth.reshape(-1), valid
 
 
-def _count(
-    alpha: float,
+def enough_members(
+    alpha: Float[Array, ""],
     members: Float[Array, "member *points"],
     valid: Bool[Array, "member *points"] | None,
 ) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
@@ -171,47 +127,47 @@ def _count(
         count = jnp.full((1,) * (members.ndim - 1), members.shape[0], members.dtype)
     else:
         count = jnp.sum(valid, axis=0, dtype=members.dtype)
-    least = 2 if alpha > 0 else 1
-    return jnp.maximum(count, least), count >= least
+    least = jnp.where(alpha > 0, 2, 1).astype(count.dtype)
+    return jnp.maximum(count, 1), count >= least
 
 
-def _pull(alpha: float, after, count):
+def pull(alpha: Float[Array, ""], after, count):
     """Return `A_k`, the pull of the truth on a member with `after` members after it."""
-    pull = (1 - alpha) * (2 * after + 1) / count**2
-    return pull + alpha * 2 * after / (count * (count - 1)) if alpha > 0 else pull
+    fair = 2 * after / (count * jnp.maximum(count - 1, 1))
+    return (1 - alpha) * (2 * after + 1) / count**2 + alpha * fair
 
 
-def _terms(alpha: float, departure, rank, count):
+def term(alpha, departure, rank, count):
     """Return what sorted departures of that rank (from 1) add to the score."""
-    above = _pull(alpha, count - rank, count) * departure
-    below = -_pull(alpha, rank - 1, count) * departure
+    above = pull(alpha, count - rank, count) * departure
+    below = -pull(alpha, rank - 1, count) * departure
     terms = jnp.where(departure > 0, above, below)
     return jnp.where(rank <= count, terms, 0)
 
 
 def _value_unrolled(alpha, members, truth, valid):
-    count, enough = _count(alpha, members, valid)
-    rows = sort_rows(list(_departures(members, truth, valid)))
-    terms = [_terms(alpha, row, k, count) for k, row in enumerate(rows, start=1)]
+    count, enough = enough_members(alpha, members, valid)
+    rows = sort_rows(list(departures_of(members, truth, valid)))
+    terms = [term(alpha, row, k, count) for k, row in enumerate(rows, start=1)]
     return jnp.where(enough, sum(terms), 0)
 
 
 def _value_staged(alpha, members, truth, valid):
-    count, enough = _count(alpha, members, valid)
-    departures = sort_bitonic(_departures(members, truth, valid))
+    count, enough = enough_members(alpha, members, valid)
+    departures = sort_bitonic(departures_of(members, truth, valid))
     rank = jnp.arange(1, members.shape[0] + 1, dtype=members.dtype)[:, None]
-    value = jnp.sum(_terms(alpha, departures, rank, count[None]), axis=0)
+    value = jnp.sum(term(alpha, departures, rank, count[None]), axis=0)
     return jnp.where(enough, value, 0)
 
 
-def _departures(members, truth, valid):
+def departures_of(members, truth, valid):
     departures = members - truth[None]
     # What is masked sorts behind the members that count.
     return departures if valid is None else jnp.where(valid, departures, jnp.inf)
 
 
 def _slope(
-    alpha: float,
+    alpha: Float[Array, ""],
     members: Float[Array, "member *points"],
     truth: Float[Array, "*points"],
     valid: Bool[Array, "member *points"] | None,
@@ -221,7 +177,7 @@ def _slope(
     `sign(z_i) / M - (M - 1 + alpha) / (M^2 (M - 1)) sum_j sign(x_i - x_j)`, counted in
     a loop over `j`, so that nothing of size members squared is ever held.
     """
-    count, enough = _count(alpha, members, valid)
+    count, enough = enough_members(alpha, members, valid)
     masks = jnp.ones((members.shape[0],) + (1,) * truth.ndim, bool)
     masks = masks if valid is None else valid
 
@@ -232,9 +188,8 @@ def _slope(
 
     start = jnp.zeros_like(members)
     balance, _ = lax.scan(compare, start, (members, masks))
-    repulsion = (1 - alpha) / count**2
-    if alpha > 0:
-        repulsion += alpha / (count * (count - 1))
+    fair = alpha / (count * jnp.maximum(count - 1, 1))
+    repulsion = (1 - alpha) / count**2 + fair
     slope = _sign(members, truth[None]) / count[None] - repulsion[None] * balance
     return jnp.where(enough[None] & masks, slope, 0)
 

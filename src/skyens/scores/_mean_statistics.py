@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from skyens.scores._sample import sample
+from skyens.scores._sample import sample, to_truth
 from skyens.scores._sums import Sums, add_terms, empty_sums, merge_sums, ratio, root
 
 
@@ -110,14 +110,7 @@ class AnomalyCorrelation(eqx.Module):
                 the shape of `truth`.
         """
         seen = sample(state, ensemble, truth, weights, where)
-        try:
-            climatology = jnp.broadcast_to(climatology, truth.shape)
-        except ValueError:
-            raise ValueError(
-                f"`climatology` of shape {climatology.shape} does not broadcast to "
-                f"`truth` of shape {truth.shape}."
-            ) from None
-        climatology = climatology.astype(seen.truth.dtype)
+        climatology = to_truth("climatology", climatology, seen.truth)
         weight = seen.weights_of(least=1)
         forecast = seen.mean_departure(climatology)
         # A masked truth may be NaN, which times a weight of 0 would stay NaN.

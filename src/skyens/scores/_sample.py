@@ -107,6 +107,36 @@ def sample(
     return Sample(ensemble.astype(dtype), truth.astype(dtype), where, weights)
 
 
+def check_member_count(ensemble: Float[Array, "member ..."], members: int) -> None:
+    """Check that an update has the members that a statistic was made for.
+
+    Raises:
+        ValueError: it has another number.
+    """
+    if ensemble.ndim and ensemble.shape[0] != members:
+        raise ValueError(
+            f"`ensemble` has {ensemble.shape[0]} members, but this statistic is for "
+            f"{members}."
+        )
+
+
+def to_truth(
+    name: str, values: Float[Array, "..."], truth: Float[Array, "*points"]
+) -> Float[Array, "*points"]:
+    """Return `values` in the shape and dtype of the truth.
+
+    Raises:
+        ValueError: they do not broadcast to it.
+    """
+    try:
+        return jnp.broadcast_to(values, truth.shape).astype(truth.dtype)
+    except ValueError:
+        raise ValueError(
+            f"`{name}` of shape {values.shape} does not broadcast to `truth` of shape "
+            f"{truth.shape}."
+        ) from None
+
+
 def _pad_axes(name: str, array: Array, ndim: int) -> Array:
     if array.ndim > ndim:
         raise ValueError(f"`{name}` of shape {array.shape} has more than {ndim} axes.")

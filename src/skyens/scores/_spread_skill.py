@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from skyens.scores._sample import sample
+from skyens.scores._sample import sample, to_truth
 from skyens.scores._sums import Sums, add_terms, empty_sums, merge_sums, ratio, root
 
 
@@ -27,7 +27,13 @@ class SpreadSkill(eqx.Module):
     of the point; a point with fewer than two has no weight. `spread` is not corrected.
     Arguments and state: see `Statistic`.
 
-    Source: Fortin et al. (2014), J. Hydrometeor. 15, 1708-1713, equation 15.
+    A truth that is observed with errors, independent of the members, is farther from
+    their mean than the spread says: `truth_error`, their standard deviation, adds its
+    square to the expected one, and a reliable ensemble has ratio 1 again. `spread` and
+    `skill` stay what they are.
+
+    Source: Fortin et al. (2014), J. Hydrometeor. 15, 1708-1713, equation 15;
+        observation error: Saetra et al. (2004), Mon. Wea. Rev. 132, 1487-1501.
     """
 
     def init(self, shape: tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Sums:
@@ -42,11 +48,17 @@ class SpreadSkill(eqx.Module):
         truth: Float[Array, "..."],
         weights: Float[Array, "..."] | None = None,
         where: Bool[Array, "..."] | None = None,
+        *,
+        truth_error: Float[Array, "..."] | None = None,
     ) -> Sums:
         """Return the state that has seen these forecasts too.
 
+        `truth_error` is the standard deviation of the errors of `truth`, in the same
+        units, and broadcasts to it; negative, it is NaN.
+
         Raises:
-            ValueError: as for every statistic, or `ensemble` has one member.
+            ValueError: as for every statistic, or `ensemble` has one member, or
+                `truth_error` does not broadcast to the shape of `truth`.
         """
         seen = sample(state, ensemble, truth, weights, where, least=2)
         weight = seen.weights_of(least=2)
@@ -55,11 +67,17 @@ class SpreadSkill(eqx.Module):
         if seen.valid is not None:
             anomalies = jnp.where(seen.valid, anomalies, 0)
         variance = jnp.sum(anomalies**2, axis=0) / jnp.maximum(seen.count - 1, 1)
+        expected = variance * (seen.count + 1) / seen.count
+        if truth_error is not None:
+            deviation = to_truth("truth_error", truth_error, seen.truth)
+            square = jnp.where(deviation < 0, jnp.nan, deviation**2)
+            # Where nothing counts it may be NaN, which times 0 would stay NaN.
+            expected += jnp.where(seen.has_members, square, 0)
         return add_terms(
             state,
             weight=weight,
             variance=weight * variance,
-            expected_square=weight * variance * (seen.count + 1) / seen.count,
+            expected_square=weight * expected,
             squared_error=weight * error**2,
         )
 

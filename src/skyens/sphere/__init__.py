@@ -35,6 +35,7 @@ from skyens.sphere._grid import (
 from skyens.sphere._harmonics import SphericalHarmonics as SphericalHarmonics
 from skyens.sphere._interpolation import Bicubic as Bicubic, Bilinear as Bilinear
 from skyens.sphere._means import global_mean as global_mean, zonal_mean as zonal_mean
+from skyens.sphere._neighbourhoods import cap_mean as cap_mean
 from skyens.sphere._noise import (
     AutoregressiveField as AutoregressiveField,
     multiscale_noise as multiscale_noise,
