@@ -30,6 +30,22 @@ def test_era5_eda_is_what_it_says():
     np.testing.assert_array_equal(pole, pole.isel(longitude=[0] * 120))
 
 
+def test_ecmwf_ens_is_what_it_says():
+    sample = open_sample("ecmwf_ens")
+    field = sample["geopotential"]
+    assert field.dims == ("member", "latitude", "longitude")
+    assert field.shape == (51, 46, 71)
+    assert field.attrs["units"] == "m2 s-2"
+    assert sample["level"] == 500
+    assert sample["lead_time"] == np.timedelta64(96, "h")
+    assert sample["forecast_reference_time"] == np.datetime64("2012-09-20")
+    assert sample["longitude"].values[[0, -1]].tolist() == [-50, 20]
+    height = field / 9.80665
+    assert 5000 < height.min() < height.max() < 6100
+    # After four days members differ by tens of metres, most where storms are.
+    assert 5 < height.std("member").mean() < 60
+
+
 def test_radiosonde_and_topography_are_what_they_say():
     soundings = open_sample("radiosonde")
     assert soundings["geopotential_height"].dims == ("profile", "level")
@@ -47,7 +63,7 @@ def test_radiosonde_and_topography_are_what_they_say():
     assert 1400 < at(39.7, 255) < 2500
 
 
-@pytest.mark.parametrize("name", ["era5_eda", "radiosonde", "topography"])
+@pytest.mark.parametrize("name", ["ecmwf_ens", "era5_eda", "radiosonde", "topography"])
 def test_samples_are_in_memory_and_attributed(name):
     sample = open_sample(name)
     assert sample.attrs["license"]

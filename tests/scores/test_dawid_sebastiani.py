@@ -17,10 +17,11 @@ value_of = jax.jit(
 )
 
 
-def direct(ensemble, truth, taper=1.0):
+def direct(ensemble, truth, taper=None):
     """Return the definition in float64 for one event."""
     x, y = np.asarray(ensemble, float), np.asarray(truth, float)
-    covariance = np.cov(x, rowvar=False).reshape(y.size, y.size) * taper
+    covariance = np.cov(x, rowvar=False).reshape(y.size, y.size)
+    covariance *= 1 if taper is None else taper
     error = (y - x.mean(0)).ravel()
     volume = np.linalg.slogdet(covariance)[1]
     return volume + error @ np.linalg.solve(covariance, error)
@@ -131,9 +132,10 @@ def test_float32_is_exact_at_a_large_offset():
 
 def test_wrong_use_is_reported():
     ensemble, truth = jnp.zeros((4, 2)), jnp.zeros(2)
-    for name in ("alpha", "shrinkage"):
-        with pytest.raises(ValueError, match=f"`{name}` must lie in"):
-            dawid_sebastiani_score(ensemble, truth, **{name: 1.5})
+    with pytest.raises(ValueError, match="`alpha` must lie in"):
+        dawid_sebastiani_score(ensemble, truth, alpha=1.5)
+    with pytest.raises(ValueError, match="`shrinkage` must lie in"):
+        dawid_sebastiani_score(ensemble, truth, shrinkage=-0.1)
     with pytest.raises(ValueError, match="use `alpha=0`"):
         dawid_sebastiani_score(ensemble, truth, alpha=1.0, shrinkage=0.1)
     with pytest.raises(ValueError, match="at least 5 members"):

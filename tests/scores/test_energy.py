@@ -255,6 +255,14 @@ def test_the_fair_score_does_not_depend_on_the_number_of_members():
         )
 
 
+def test_long_events_are_summed_alike():
+    ensemble, truth = normal(21, (3, 2, 40)), normal(22, (2, 40))
+    score, (slope, _) = with_slopes(ensemble, truth, jnp.ones(()))
+    expected = pairwise(ensemble, truth, 1.0)
+    chex.assert_trees_all_close(score, expected, rtol=1e-12)
+    chex.assert_trees_all_close(slope, pairwise_gradient(ensemble, truth, 1.0))
+
+
 def test_it_is_proper():
     draws, truth = normal(19, (3, 20_000, 2)), normal(20, (20_000, 2))
     right = value_of(draws, truth)

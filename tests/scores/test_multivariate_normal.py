@@ -82,5 +82,5 @@ def test_wrong_use_is_reported():
     score = log_score_multivariate_normal(zero, jnp.diag(jnp.array([1.0, -1, 1])), zero)
     assert jnp.isnan(score)
     for cholesky in (jnp.zeros((3, 2)), jnp.eye(2), jnp.ones(3), jnp.zeros((4, 3, 3))):
-        with pytest.raises(ValueError, match="do not broadcast: {'mean'"):
+        with pytest.raises(ValueError, match="do not broadcast"):
             log_score_multivariate_normal(jnp.zeros((2, 3)), cholesky, zero)

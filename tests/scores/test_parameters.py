@@ -1,7 +1,9 @@
 """What holds for every family: the forecast is described by parameters."""
 
 import functools
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -17,7 +19,7 @@ from skyens import scores
 class Censored(NamedTuple):
     """A distribution with what lies beyond the limits put at them."""
 
-    base: object
+    base: Any
     lower: float
     upper: float
 
@@ -44,9 +46,9 @@ def truncated(mean, std, lower, upper):
 
 
 class Family(NamedTuple):
-    crps: object
-    log_score: object
-    distribution: object  # of the parameters
+    crps: Callable[..., Any]
+    log_score: Callable[..., Any]
+    distribution: Callable[..., Any]  # of the parameters
     names: tuple[str, ...]
     parameters: tuple[float, ...]
     truths: tuple[float, ...]
@@ -60,7 +62,9 @@ class Family(NamedTuple):
 
 
 def family(name, distribution, names, parameters, truths, scale, **limits):
-    crps, log_score = (getattr(scores, f"{kind}_{name}") for kind in ("crps", "log_score"))
+    crps, log_score = (
+        getattr(scores, f"{kind}_{name}") for kind in ("crps", "log_score")
+    )
     if limits:
         crps = functools.partial(crps, **limits)
         log_score = functools.partial(log_score, **limits)
@@ -97,7 +101,12 @@ FAMILIES = {
         1,
     ),
     "exponential": family(
-        "exponential", lambda scale: stats.expon(scale=scale), ("scale",), (1.3,), ABOVE, 0
+        "exponential",
+        lambda scale: stats.expon(scale=scale),
+        ("scale",),
+        (1.3,),
+        ABOVE,
+        0,
     ),
     "censored_normal": family(
         "censored_normal",
@@ -144,7 +153,7 @@ def integral(distribution, truth):
     below = lambda x: distribution.cdf(x) ** 2
     above = lambda x: distribution.sf(x) ** 2
     total, edges = 0.0, sorted(edges)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         total += quad(below if stop <= truth else above, start, stop)[0]
     # The rest of a heavy tail.
     return total + quad(above, edges[-1], np.inf)[0] + quad(below, -np.inf, edges[0])[0]
@@ -166,28 +175,37 @@ def test_the_log_score_is_minus_the_log_density_or_probability(family):
     chex.assert_trees_all_close(score, expected, rtol=1e-11)
 
 
+def central(function, args, index, step=1e-3):
+    """Return central differences in one argument, of fourth order in the step."""
+    move = lambda by: [x + by * step * (index == j) for j, x in enumerate(args)]
+    far, near, low, lower = (function(*move(by)) for by in (2, 1, -1, -2))
+    difference = lambda a, b, c, d: (8 * (b - c) - (a - d)) / (12 * step)
+    return jax.tree.map(difference, far, near, low, lower)
+
+
 @every_family
 @pytest.mark.parametrize("kind", ["crps", "log_score"])
-def test_slopes_and_curvatures_are_those_of_central_differences(family, kind):
-    score, truths = getattr(family, kind), family.truths[1:3]
-    args = family.arrays(truths)
-    total = lambda *args: score(*args).sum()
+def test_slopes_are_those_of_central_differences(family, kind):
+    score, args = getattr(family, kind), family.arrays(family.truths[1:3])
     indices = tuple(range(len(args)))
+    slopes = jax.jit(jax.grad(lambda *args: score(*args).sum(), indices))(*args)
+    value = jax.jit(score)
+    for i, slope in enumerate(slopes):
+        chex.assert_trees_all_close(slope, central(value, args, i), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "gamma", "lognormal"])
+def test_curvatures_are_those_of_central_differences(name):
+    family = FAMILIES[name]
+    args = family.arrays(family.truths[1:3])
+    indices = tuple(range(len(args)))
+    total = lambda *args: family.crps(*args).sum()
     slopes = jax.jit(jax.grad(total, indices))
-    curves = jax.jit(
-        lambda args, along: jax.jvp(jax.grad(total, indices), args, along)[1]
-    )
-    value, step = jax.jit(total), 1e-3
+    curvatures = jax.jit(jax.hessian(total, indices))(*args)
     for i in indices:
-        move = lambda by: [x + by * (i == j) for j, x in enumerate(args)]
-        # Of fourth order in the step.
-        central = lambda f: jax.tree.map(
-            lambda a, b, c, d: (8 * (b - c) - (a - d)) / (12 * step),
-            *(f(*move(by * step)) for by in (2, 1, -1, -2)),
-        )
-        chex.assert_trees_all_close(slopes(*args)[i].sum(), central(value), atol=1e-8)
-        along = tuple(jnp.full(2, 1.0 * (i == j)) for j in indices)
-        chex.assert_trees_all_close(curves(tuple(args), along), central(slopes), atol=1e-8)
+        expected = central(slopes, args, i)
+        actual = tuple(jnp.diagonal(curvatures[j][i]) for j in indices)
+        chex.assert_trees_all_close(actual, expected, atol=1e-8)
 
 
 @every_family
@@ -199,11 +217,11 @@ def test_it_is_proper(family, kind):
     score = jax.jit(getattr(family, kind))
     args = family.arrays(truths)
     right = score(*args).mean()
-    for i, parameter in enumerate(family.parameters):
+    for i in range(len(family.parameters)):
         for factor in (0.7, 1.4):
             wrong = [x * factor if i == j else x for j, x in enumerate(args)]
             # A fraction of the squared departure, above the error of the mean.
-            assert score(*wrong).mean() > right + 2e-4 * abs(parameter)
+            assert score(*wrong).mean() > right + 1e-4
 
 
 @every_family
@@ -225,11 +243,13 @@ def test_half_and_single_precision_are_kept(family):
 @every_family
 def test_a_negative_scale_is_not_a_number_and_none_is_the_absolute_error(family):
     args = family.arrays()
-    known = args[: family.scale] + [-args[family.scale]] + args[family.scale + 1 :]
+    times = lambda factor: [
+        factor * x if i == family.scale else x for i, x in enumerate(args)
+    ]
+    known = times(-1)
     assert jnp.isnan(family.crps(*known)).all()
     assert jnp.isnan(family.log_score(*known)).all()
-    sure = args[: family.scale] + [0 * args[family.scale]] + args[family.scale + 1 :]
-    tight = [x + 1e-12 * (i == family.scale) for i, x in enumerate(sure)]
+    sure, tight = times(0), times(1e-12)
     score, slopes = jax.jit(
         jax.value_and_grad(
             lambda *args: family.crps(*args).sum(), tuple(range(len(args)))
@@ -245,7 +265,7 @@ def test_shapes_broadcast_or_are_named(family):
     grid = family.crps(*(x[:1] for x in parameters), truth)
     each = jax.vmap(family.crps)(*parameters, truth)
     chex.assert_trees_all_close(grid, each, rtol=1e-13)
-    with pytest.raises(ValueError, match=f"`{family.names[0]}`.* `truth`.*do not broad"):
+    with pytest.raises(ValueError, match=f"`{family.names[0]}`.*`truth`.*not broad"):
         family.crps(*parameters, jnp.zeros(3))
     with pytest.raises(ValueError, match=r"\(4,\).* \(3,\)"):
         family.log_score(*parameters, jnp.zeros(3))

@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from skyens.scores._sorting import in_blocks, sort_bitonic, sort_rows
+from skyens.scores._sorting import in_blocks, sort_bitonic, sort_numbers, sort_rows
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 7, 20])
@@ -20,6 +20,14 @@ def test_every_column_of_zeros_and_ones_is_sorted(members):
     chex.assert_trees_all_equal(jax.jit(sort_bitonic)(array), expected)
     rows = jax.jit(lambda x: jnp.stack(sort_rows(list(x))))(array)
     chex.assert_trees_all_equal(rows, expected)
+
+
+@pytest.mark.parametrize("members", [1, 4, 33, 257])
+def test_numbers_are_sorted_as_numpy_sorts_them(members):
+    array = jr.normal(jr.key(0), (members, 5), jnp.float32).round(1)
+    array = array.at[-1, 3].set(-jnp.inf)
+    expected = np.sort(array, axis=0)
+    chex.assert_trees_all_equal(jax.jit(sort_numbers)(array), expected)
 
 
 @pytest.mark.parametrize("members", [7, 100])

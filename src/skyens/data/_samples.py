@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyens.data._names import conventional_names
+from skyens.data._names import COORDINATE_ATTRIBUTES, conventional_names
 
 if TYPE_CHECKING:
     import xarray
 
 _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
+    "ecmwf_ens": (
+        "ecmwf_ens_z500.nc",
+        {"z": "geopotential", "init_time": "forecast_reference_time"},
+    ),
     "era5_eda": (
         "era5_eda_members_3deg.nc",
         {"z": "geopotential", "t": "temperature"},
@@ -31,6 +35,10 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
 def open_sample(name: str) -> "xarray.Dataset":
     """Return one of the data sets that are shipped with the package, in memory.
 
+    - `"ecmwf_ens"`: geopotential at 500 hPa (m2 s-2) of the 51 members of an ECMWF
+      forecast (member 0 is the control), four days from 20 September 2012, 00 UTC,
+      `(member, latitude, longitude)`: 46 x 71 points every degree over the North
+      Atlantic and Europe, longitude from -50 to 20.
     - `"era5_eda"`: geopotential (m2 s-2) and temperature (K) of the ten members of
       ERA5's ensemble of data assimilations (member 0 is the control),
       `(member, time, level, latitude, longitude)`: 00 and 12 UTC of 1 and 2 January
@@ -41,10 +49,10 @@ def open_sample(name: str) -> "xarray.Dataset":
     - `"topography"`: height of land above and of the sea floor below the sea (m), on
       540 x 1080 cells of 20 minutes, `(latitude, longitude)`.
 
-    Latitude runs from south to north, longitude east from Greenwich (0 to 360 degrees),
-    times are UTC. Each has `license` and `attribution` among its attributes, which
-    anyone who publishes the data has to repeat; `ATTRIBUTION.md` beside the files says
-    more.
+    Latitude runs from south to north, longitude east, from Greenwich (0 to 360 degrees)
+    where the whole globe is covered; times are UTC. Each has `license` and
+    `attribution` among its attributes, which anyone who publishes the data has to
+    repeat; `ATTRIBUTION.md` beside the files says more.
 
     Raises:
         ValueError: there is no such sample.
@@ -58,6 +66,14 @@ def open_sample(name: str) -> "xarray.Dataset":
     path = Path(__file__).parent / "samples" / file
     dataset = xarray.load_dataset(path, engine=_netcdf_engine())
     dataset = conventional_names(dataset).rename(new_names)
+    if name == "ecmwf_ens":
+        lead_time = dataset["lead_hours"].values * np.timedelta64(
+            3_600_000_000_000, "ns"
+        )
+        dataset = dataset.drop_vars("lead_hours").transpose("member", ...)
+        dataset = dataset.assign_coords(lead_time=lead_time, level=500.0)
+        for coordinate in ("lead_time", "level", "forecast_reference_time"):
+            dataset[coordinate].attrs |= COORDINATE_ATTRIBUTES[coordinate]
     if name == "era5_eda":  # the source calls the time of an analysis its start
         dataset["time"].attrs |= {"standard_name": "time", "long_name": "time"}
     if name == "radiosonde":  # fixed-width bytes

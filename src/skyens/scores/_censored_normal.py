@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from skyens.scores._limits import broadcast_limits, inside
+from skyens.scores._limits import array_limits, inside
 from skyens.scores._location_scale import standardise
 from skyens.scores._normal_functions import (
     LOG_ROOT_TWO_PI,
@@ -51,8 +51,10 @@ def crps_censored_normal(
     Source: Thorarinsdottir & Gneiting (2010), J. R. Stat. Soc. A 173, 371-388; Jordan,
         Krueger & Lerch (2019), J. Stat. Softw. 90(12), appendix A.
     """
-    limits = broadcast_limits(lower, upper, mean, std, truth)
-    dtype, points = bring_together(mean=mean, std=std, truth=truth, **limits)
+    lower, upper = array_limits(lower, upper, mean, std, truth)
+    dtype, points = bring_together(
+        mean=mean, std=std, truth=truth, lower=lower, upper=upper
+    )
     return _crps(*points).astype(dtype)
 
 
@@ -85,8 +87,10 @@ def log_score_censored_normal(
 
     Source: Thorarinsdottir & Gneiting (2010), J. R. Stat. Soc. A 173, 371-388.
     """
-    limits = broadcast_limits(lower, upper, mean, std, truth)
-    dtype, points = bring_together(mean=mean, std=std, truth=truth, **limits)
+    lower, upper = array_limits(lower, upper, mean, std, truth)
+    dtype, points = bring_together(
+        mean=mean, std=std, truth=truth, lower=lower, upper=upper
+    )
     mean, std, truth, lower, upper = points
     std = positive(std)
     at_lower, at_upper = truth <= lower, truth >= upper
@@ -137,13 +141,7 @@ def _tangent(primals, tangents):
 
 def _standardised(mean, std, inner, lower, upper):
     std = jnp.where((std < 0) | ~(lower <= upper), jnp.nan, std)
-
-    def scaled(x):
-        # An infinite limit must not be differentiated: the mean stands in.
-        known = jnp.isfinite(x)
-        near = standardise(jnp.where(known, x, mean) - mean, std, REACH)
-        return jnp.where(known, near, REACH * jnp.sign(x)) + 0 * std
-
+    scaled = lambda x: standardise(x - mean, std, REACH) + 0 * std
     return scaled(inner), scaled(lower), scaled(upper)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._crps import departures_of, enough_members, pull, term
 from skyens.scores._members import check_alpha, check_members, gather
-from skyens.scores._sorting import in_blocks, sort_bitonic, sort_rows
+from skyens.scores._sorting import in_blocks, sort_bitonic
 
 
 def crps_quantile_terms(
@@ -104,10 +104,7 @@ def _ranks(members):
 def _ordered(departures):
     size = departures.shape[0]
     flat = departures.reshape(size, -1)
-    if size > 32:
-        return in_blocks(sort_bitonic, flat, block=256).reshape(departures.shape)
-    network = lambda rows: jnp.stack(sort_rows([rows[k] for k in range(size)]))
-    return in_blocks(network, flat, block=4096).reshape(departures.shape)
+    return in_blocks(sort_bitonic, flat, block=64).reshape(departures.shape)
 
 
 def _ordered_changes(departures, ordered, changes):

@@ -192,18 +192,22 @@ def _log_power(shape, x):
     many = jnp.where(small, shape + _STEPS, shape)
     series = jnp.polyval(_constants(_STIRLING_SERIES, x), many**-2) / many
     departure = (near - many) / many
-    stirling = -many * _log_rest(departure) - 0.5 * jnp.log(2 * math.pi * many) - series
+    stirling = (
+        -many * _log_rest(departure, jnp.log(near) - jnp.log(many))
+        - 0.5 * jnp.log(2 * math.pi * many)
+        - series
+    )
     stirling += jnp.where(small, jnp.log(steps), 0)
     return jnp.where(direct, few * jnp.log(x) - x - gammaln(few + 1), stirling)
 
 
-def _log_rest(x):
-    """Return `x - log(1 + x)`, without cancellation at 0."""
+def _log_rest(x, log_more):
+    """Return `x - log(1 + x)`, without cancellation at 0; `log_more` serves far off."""
     near = jnp.abs(x) < 0.5
     small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
     ratio = small / (2 + small)
     series = jnp.polyval(_constants(_ATANH_SERIES, x), ratio**2) * ratio**3
-    return jnp.where(near, small * ratio - 2 * series, large - jnp.log1p(large))
+    return jnp.where(near, small * ratio - 2 * series, large - log_more)
 
 
 def exponential_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,24 +1,15 @@
 """The limits of a bounded distribution: numbers or arrays, in order."""
 
-from typing import TypedDict
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Limits(TypedDict):
-    """Both limits as arrays; numbers take the dtype of the other arguments."""
-
-    lower: Float[Array, "..."]
-    upper: Float[Array, "..."]
-
-
-def broadcast_limits(
+def array_limits(
     lower: float | Float[Array, "..."],
     upper: float | Float[Array, "..."],
     *others: Float[Array, "..."],
-) -> Limits:
-    """Return the limits as arrays.
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return the limits as arrays; numbers take the dtype of the other arguments.
 
     Raises:
         ValueError: both are numbers, and `lower` exceeds `upper`.
@@ -27,7 +18,7 @@ def broadcast_limits(
         raise ValueError(f"`lower` is {lower}, more than `upper`, {upper}.")
     dtype = jnp.result_type(*others)
     as_array = lambda x: x if isinstance(x, Array) else jnp.asarray(x, dtype)
-    return {"lower": as_array(lower), "upper": as_array(upper)}
+    return as_array(lower), as_array(upper)
 
 
 def inside(

@@ -44,9 +44,10 @@ def standardise(
     error: Float[Array, "*points"], scale: Float[Array, "*points"], reach: float
 ) -> Float[Array, "*points"]:
     """Return `error / scale` within `reach`, and of its sign where `scale` is 0."""
-    spread = scale > 0
-    standardised = jnp.clip(error / jnp.where(spread, scale, 1), -reach, reach)
-    return jnp.where(spread, standardised, reach * jnp.sign(error))
+    # What is beyond is never divided: the quotient's slopes might overflow.
+    beyond = jnp.abs(error) >= reach * scale
+    inner = jnp.where(beyond, 0, error) / jnp.where(beyond, 1, scale)
+    return jnp.where(beyond, reach * jnp.sign(error), inner)
 
 
 def _slopes(slopes, reach, error, scale):

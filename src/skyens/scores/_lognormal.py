@@ -87,10 +87,9 @@ def _crps(mean_log, std_log, truth):
 
 @_crps.defjvp
 def _tangent(primals, tangents):
-    value, *slopes = _value_and_slopes(*primals)
-    return value, sum(
-        slope * tangent for slope, tangent in zip(slopes, tangents, strict=True)
-    )
+    value, by_mean, by_std, by_truth = _value_and_slopes(*primals)
+    mean_dot, std_dot, truth_dot = tangents
+    return value, by_mean * mean_dot + by_std * std_dot + by_truth * truth_dot
 
 
 def _value_and_slopes(mean_log, std_log, truth):

@@ -7,7 +7,8 @@ it is proper for what the map keeps, and still differentiable.
   variogram score, sees the structure within 4 x 4 points.
 - Many scales: `sum(crps(to(ensemble), to(truth)).mean() for to in scales)` with
   `sphere.Regridder`s to coarser and coarser grids, whose default is the mean over the
-  area of cells, or with `sphere.filter_field`.
+  area of cells (let the coarse cells begin where fine ones do), or with
+  `sphere.filter_field`.
 - Harmonics, blind to nothing: `crps(to_real(c), to_real(c_true))` with coefficients
   `c = transform.analysis(ensemble)` of `sphere.SphericalHarmonics`.
 - The spectral CRPS of FourCastNet 3, blind to phase:

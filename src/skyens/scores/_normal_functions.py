@@ -1,11 +1,12 @@
 """The normal distribution's functions, exact relative to their size in either tail."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf, erfcx
+from jax.scipy.special import erf, erfc, erfcx
 from jaxtyping import Array, Float
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -51,12 +52,13 @@ def mills_deficit(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _far_deficit(inverse):
     """Return the mean of `h^2 / (x^2 + h^2)` over standard normal h, by `1 / x`.
 
-    Gauss and Hermite's rule makes it the continued fraction of Laplace.
+    Gauss and Hermite's rule makes it the continued fraction of Laplace, here as one
+    quotient of polynomials in `1 / x^2`, all of whose coefficients are positive.
     """
-    total = jnp.zeros_like(inverse)
-    for square, weight in _HERMITE:
-        total += weight * square / (1 + square * inverse**2)
-    return inverse**2 * total
+    square = inverse**2
+    terms = 30 if inverse.dtype == jnp.float64 else 10
+    over, under = (jnp.asarray(x, inverse.dtype) for x in _quotient(terms))
+    return square * jnp.polyval(over, square) / jnp.polyval(under, square)
 
 
 def log_upper(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -68,19 +70,24 @@ def log_upper(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def lower(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return `Phi`, exact relative to its size for `x <= 0`."""
-    below = x < 0
-    tail = density(x) * mills(jnp.where(below, -x, 0))
-    return jnp.where(below, tail, 0.5 + 0.5 * balance(jnp.where(below, 0, x)))
+    """Return `Phi`, exact relative to its size below the mean."""
+    return 0.5 * erfc(-x / math.sqrt(2))
 
 
-def _hermite(count: int) -> list[tuple[float, float]]:
-    """Return squared nodes and weights, of both signs together."""
+@functools.cache
+def _quotient(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coefficients of `sum w h^2 / (1 + h^2 t)`, highest power first."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     half = nodes > 0
-    weights = 2 * weights / math.sqrt(2 * math.pi)
-    return list(zip((nodes[half] ** 2).tolist(), weights[half].tolist(), strict=True))
+    squares, weights = nodes[half] ** 2, 2 * weights[half] / math.sqrt(2 * math.pi)
+    product = lambda roots: functools.reduce(
+        np.polymul, ([root, 1.0] for root in roots), np.ones(1)
+    )
+    parts = [
+        weight * square * product(np.delete(squares, i))
+        for i, (square, weight) in enumerate(zip(squares, weights, strict=True))
+    ]
+    return np.sum(parts, axis=0), product(squares)
 
 
 _NEAR = 4.0
-_HERMITE = _hermite(30)

@@ -51,37 +51,79 @@ def _odd_even_merge(size: int) -> list[tuple[int, int]]:
 
 
 def sort_bitonic(array: Float[Array, "member points"]) -> Float[Array, "member points"]:
-    """Return `array` in ascending order along its leading axis, of any length.
+    """Return `array` in ascending order along its leading axis, of any length."""
+    lost = jnp.isnan(jnp.max(array, axis=0))
+    return jnp.where(lost[None], jnp.nan, sort_numbers(array))
 
-    Every stage is one minimum and one maximum of reshaped halves, so that the compile
-    time grows with `log(M)^2`, not with the number of exchanges.
+
+def sort_numbers(array: Float[Array, "member points"]) -> Float[Array, "member points"]:
+    """Return what `sort_bitonic` does, in four fifths of the time, of no NaN.
+
+    Sorted fours are merged to eights, sixteens, and so on. Each operation does two
+    stages of the network: half the traffic between cache and registers, and a compile
+    time that grows with `log(M)^2`, not with the number of exchanges.
     """
-    members, points = array.shape
-    size = 1 << (members - 1).bit_length()
-    padding = jnp.full((size - members, points), jnp.inf, array.dtype)
-    array = jnp.concatenate([array, padding])
-    length = 2
-    while length <= size:
-        # The first exchange of a merge mirrors the upper half, which makes the two
-        # ascending runs one bitonic sequence; the later ones keep their order.
-        array = _exchange(array, length // 2, mirrored=True)
-        stride = length // 4
-        while stride:
-            array = _exchange(array, stride, mirrored=False)
-            stride //= 2
+    members = array.shape[0]
+    array = _sort_fours(_pad(array, 4))
+    length = 8
+    while length < 2 * members:
+        array = _merge_pairs(_pad(array, length), length)
         length *= 2
     return array[:members]
 
 
-def _exchange(
-    array: Float[Array, "size points"], stride: int, *, mirrored: bool
-) -> Float[Array, "size points"]:
-    size, points = array.shape
-    halves = array.reshape(size // (2 * stride), 2, stride, points)
-    order = slice(None, None, -1) if mirrored else slice(None)
-    low, high = halves[:, 0], halves[:, 1, order]
-    low, high = jnp.minimum(low, high), jnp.maximum(low, high)[:, order]
-    return jnp.stack([low, high], axis=1).reshape(size, points)
+def _pad(
+    array: Float[Array, "member points"], multiple: int
+) -> Float[Array, "padded points"]:
+    missing = -array.shape[0] % multiple
+    return jnp.pad(array, ((0, missing), (0, 0)), constant_values=jnp.inf)
+
+
+def _sort_fours(array: Float[Array, "member points"]) -> Float[Array, "member points"]:
+    fours = array.reshape(-1, 4, array.shape[-1])
+    a, b, c, d = (fours[:, i] for i in range(4))
+    (a, b), (c, d) = _exchange(a, b), _exchange(c, d)
+    (a, c), (b, d) = _exchange(a, c), _exchange(b, d)
+    b, c = _exchange(b, c)
+    return jnp.stack([a, b, c, d], axis=1).reshape(array.shape)
+
+
+def _merge_pairs(
+    array: Float[Array, "member points"], length: int
+) -> Float[Array, "member points"]:
+    """Return runs of `length` sorted rows, from sorted runs of half that length."""
+    points = array.shape[-1]
+    quarters = array.reshape(-1, 4, length // 4, points)
+    # The upper run mirrored makes one bitonic sequence of the two ascending ones. Its
+    # upper half stays mirrored: that changes no later stage.
+    a, b = quarters[:, 0], quarters[:, 1]
+    d, c = quarters[:, 2, ::-1], quarters[:, 3, ::-1]
+    array = _two_stages(a, b, c, d).reshape(array.shape)
+    stride = length // 8
+    while stride >= 2:
+        groups = array.reshape(-1, 4, stride // 2, points)
+        array = _two_stages(*(groups[:, i] for i in range(4))).reshape(array.shape)
+        stride //= 4
+    if stride:
+        pairs = array.reshape(-1, 2, points)
+        pair = _exchange(pairs[:, 0], pairs[:, 1])
+        array = jnp.stack(pair, axis=1).reshape(array.shape)
+    return array
+
+
+def _two_stages(a: Array, b: Array, c: Array, d: Array) -> Array:
+    """Return the quarters after an exchange at two quarters' distance, then at one."""
+    (a, c), (b, d) = _exchange(a, c), _exchange(b, d)
+    return jnp.stack([*_exchange(a, b), *_exchange(c, d)], axis=1)
+
+
+def _exchange(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the lesser and the greater, element by element.
+
+    Selected by one comparison, which loses NaN but is a single instruction; `minimum`
+    and `maximum` would be several.
+    """
+    return jnp.where(a < b, a, b), jnp.where(a > b, a, b)
 
 
 def in_blocks(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from skyens.scores._incomplete_functions import legendre
-from skyens.scores._limits import broadcast_limits, inside
+from skyens.scores._limits import array_limits, inside
 from skyens.scores._normal_functions import (
     LOG_ROOT_TWO_PI,
     REACH,
@@ -60,8 +60,10 @@ def crps_truncated_normal(
     Source: Jordan, Krueger & Lerch (2019), J. Stat. Softw. 90(12), appendix A;
         Gneiting et al. (2006), Mon. Wea. Rev. 134, 979-995, for `lower=0`.
     """
-    limits = broadcast_limits(lower, upper, mean, std, truth)
-    dtype, points = bring_together(mean=mean, std=std, truth=truth, **limits)
+    lower, upper = array_limits(lower, upper, mean, std, truth)
+    dtype, points = bring_together(
+        mean=mean, std=std, truth=truth, lower=lower, upper=upper
+    )
     mean, std, truth, lower, upper = points
     std = jnp.where((std >= 0) & (lower < upper), std, jnp.nan)
     sure = std == 0
@@ -104,8 +106,10 @@ def log_score_truncated_normal(
 
     Source: Jordan, Krueger & Lerch (2019), J. Stat. Softw. 90(12), appendix A.
     """
-    limits = broadcast_limits(lower, upper, mean, std, truth)
-    dtype, points = bring_together(mean=mean, std=std, truth=truth, **limits)
+    lower, upper = array_limits(lower, upper, mean, std, truth)
+    dtype, points = bring_together(
+        mean=mean, std=std, truth=truth, lower=lower, upper=upper
+    )
     mean, std, truth, lower, upper = points
     std = positive(jnp.where(lower < upper, std, jnp.nan))
     inner = inside(truth, lower, upper)
@@ -186,28 +190,31 @@ def _tail(place):
     width = jnp.where(bounded, place.width, REACH)
     # The density at a distance, over that at the start.
     fall = lambda along: jnp.exp(-along * (start + along / 2))
-    # The probability of what lies beyond the end, and integrals of that beyond a place.
-    lost = jnp.where(bounded, mills(start + width) * fall(width), 0)
-    mass = mills(start) - lost
     near = jnp.minimum(distance, REACH)
-    to_truth = mills_deficit(start) - mills_deficit(start + near) * fall(near)
-    to_truth = (to_truth - lost * near) / mass
-    to_end = mills_deficit(start) - mills_deficit(start + width) * fall(width)
-    squares = _squares(start) - _squares(start + width) * fall(width) ** 2
-    squares += lost * (lost * width - 2 * to_end)
-    crps = distance - 2 * to_truth + squares / mass**2
+    end, root = start + width, math.sqrt(2)
+    # All places at once, to compile once.
+    places = jnp.stack([start, start + near, end, root * start, root * end])
+    ratios, deficits = mills(places), mills_deficit(places)
+    # The probability of what lies beyond the end, and integrals of that beyond a place.
+    lost = jnp.where(bounded, ratios[2] * fall(width), 0)
+    mass = ratios[0] - lost
+    to_truth = deficits[0] - deficits[1] * fall(near) - lost * near
+    to_end = deficits[0] - deficits[2] * fall(width)
+    squares = _squares(start, ratios[0], deficits[0], ratios[3], deficits[3])
+    beyond = _squares(end, ratios[2], deficits[2], ratios[4], deficits[4])
+    squares += lost * (lost * width - 2 * to_end) - beyond * fall(width) ** 2
+    crps = distance - 2 * to_truth / mass + squares / mass**2
     return crps, distance * (start + distance / 2) + jnp.log(mass)
 
 
-def _squares(x):
-    """Return the integral of `(1 - Phi)^2` above x, over the density squared at x."""
-    far = x > 1
-    out, near = jnp.where(far, x, 1), jnp.where(far, 0, x)
-    root = math.sqrt(2)
-    ratio = mills(near)
-    inside = ratio * (2 - near * ratio) - root * mills(root * near)
-    outside = (mills_deficit(root * out) - mills_deficit(out) ** 2) / out
-    return jnp.where(far, outside, inside)
+def _squares(x, ratio, deficit, root_ratio, root_deficit):
+    """Return the integral of `(1 - Phi)^2` above x, over the density squared at x.
+
+    From Mills' ratio and its deficit at x and at `sqrt(2) x`.
+    """
+    outside = (root_deficit - deficit**2) / jnp.maximum(x, 1)
+    inside = ratio * (2 - x * ratio) - math.sqrt(2) * root_ratio
+    return jnp.where(x > 1, outside, inside)
 
 
 def _narrow(place):
