@@ -1,11 +1,22 @@
 """Proper scores and verification statistics.
 
-A score is a pure function of an ensemble and a truth, lower is better, differentiable,
-point by point: `crps`, and `crps_normal` for a normal distribution. Training losses are
-scores after linear maps. A statistic (`RMSE`, `Bias`, `AnomalyCorrelation`,
-`SpreadSkill`, `RankHistogram`, `CRPS`) adds up what is needed of any number of
-forecasts, as the `Statistic` protocol describes: its states are sums that merge in any
-order, over time in `lax.scan`, and over devices by `all_merge`.
+A score is a pure function of an ensemble, or of the parameters of a distribution, and a
+truth: lower is better, differentiable, point by point. Training losses are scores after
+linear maps.
+
+- Ensembles: `crps` and its weighted forms, `brier_score`, `ranked_probability_score`;
+  vectors and fields: `energy_score`, `variogram_score`, `dawid_sebastiani_score`,
+  `kernel_score`, `fractions_skill_score`. With `alpha=1` they are fair: unbiased in the
+  number of members.
+- Distributions in closed form: `crps_normal`, `log_score_normal`, and so on for a dozen
+  families; `quantile_score` and `interval_score` for parts of one.
+- Statistics (`RMSE`, `CRPS`, `SpreadSkill`, `RankHistogram`, `Reliability`, `ROC`,
+  `Spectra` and others) add up what is needed of any number of forecasts, as the
+  `Statistic` protocol describes: states merge in any order, over time in `lax.scan`, and
+  over devices by `all_merge`. `MeanScore` makes one of any score; `MemberStream`
+  verifies members that are never held together.
+- How certain is it: `bootstrap` and `paired_bootstrap` of states, `diebold_mariano`,
+  `benjamini_hochberg`. And mend it: `BiasCorrection`, `fit_emos`.
 """
 
 from skyens.scores._activity import Activities as Activities, Activity as Activity

@@ -7,6 +7,7 @@ ratios. Time series of weather remember, so whole stretches are drawn, not singl
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -197,7 +198,7 @@ def bias_corrected_interval(found: Bootstrap, level: float = 0.95) -> Interval:
     Source: Efron (1987), J. Amer. Stat. Assoc. 82, 171-185.
     """
     _check_level(level)
-    reach = -float(ndtri((1 - level) / 2))
+    reach = NormalDist().inv_cdf((1 + level) / 2)
 
     def quantile(value, samples, side):
         size = samples.shape[0]

@@ -374,9 +374,10 @@ def _count(mask: Bool[Array, "member *points"]) -> Int[Array, "*points"]:
 
 
 def _total(values: Float[Array, "member *points"]) -> Sum:
-    start = Sum.zeros(values.shape[1:], values.dtype)
     add = lambda total, row: (total.merge(Sum(row, jnp.zeros_like(row))), None)
-    return lax.scan(add, start, values)[0]
+    # Begun with a row, as `shard_map` wants sums to vary from the start as terms do.
+    start, _ = add(Sum.zeros(values.shape[1:], values.dtype), values[0])
+    return lax.scan(add, start, values[1:])[0]
 
 
 def _absolute(x: Float[Array, "..."]) -> Float[Array, "..."]:

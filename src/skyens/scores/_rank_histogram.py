@@ -115,6 +115,7 @@ def _expected_share(
         chance = jnp.where(seen.valid, chance, 0)  # no member, none below
     members = chance.shape[0]
     none = jnp.zeros((members + 1, *chance.shape[1:]), chance.dtype).at[0].set(1)
+    none += 0 * chance[:1]  # as `shard_map` wants it to vary from the start
 
     def add_member(ranks, chance):
         # The member lies above, and the rank stays, or below, and it is one more.

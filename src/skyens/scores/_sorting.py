@@ -80,7 +80,8 @@ def _pad(
 
 
 def _sort_fours(array: Float[Array, "member points"]) -> Float[Array, "member points"]:
-    fours = array.reshape(-1, 4, array.shape[-1])
+    members, points = array.shape
+    fours = array.reshape(members // 4, 4, points)
     a, b, c, d = (fours[:, i] for i in range(4))
     (a, b), (c, d) = _exchange(a, b), _exchange(c, d)
     (a, c), (b, d) = _exchange(a, c), _exchange(b, d)
@@ -92,8 +93,9 @@ def _merge_pairs(
     array: Float[Array, "member points"], length: int
 ) -> Float[Array, "member points"]:
     """Return runs of `length` sorted rows, from sorted runs of half that length."""
-    points = array.shape[-1]
-    quarters = array.reshape(-1, 4, length // 4, points)
+    # No size is left to be inferred: there may be no points.
+    members, points = array.shape
+    quarters = array.reshape(members // length, 4, length // 4, points)
     # The upper run mirrored makes one bitonic sequence of the two ascending ones. Its
     # upper half stays mirrored: that changes no later stage.
     a, b = quarters[:, 0], quarters[:, 1]
@@ -101,11 +103,12 @@ def _merge_pairs(
     array = _two_stages(a, b, c, d).reshape(array.shape)
     stride = length // 8
     while stride >= 2:
-        groups = array.reshape(-1, 4, stride // 2, points)
+        size = members // (2 * stride)
+        groups = array.reshape(size, 4, stride // 2, points)
         array = _two_stages(*(groups[:, i] for i in range(4))).reshape(array.shape)
         stride //= 4
     if stride:
-        pairs = array.reshape(-1, 2, points)
+        pairs = array.reshape(members // 2, 2, points)
         pair = _exchange(pairs[:, 0], pairs[:, 1])
         array = jnp.stack(pair, axis=1).reshape(array.shape)
     return array
