@@ -18,17 +18,15 @@ less than the fair one. scoringrules has no fair energy score.
 
 Each system runs in a process of its own, bound to as many cores as it may have threads
 before it imports anything. All systems of a case take turns, call by call, and the
-least time of each counts. `first` is the first call with its compilation; `memory` is
-how much the peak of resident memory grew over what the process held before the first
-call (data included), so it holds the result and all that is in between. Binding to
-cores needs Linux.
+least time of each counts. The first call is with its compilation. Memory is the peak of
+that call above what the process held before it, data included: compiler, result and
+all in between. Binding to cores and memory need Linux.
 """
 
 import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 import time
 from importlib import import_module, metadata
@@ -177,12 +175,12 @@ def serve(connection, system: str, case: str, threads: int, device: str) -> None
     make, options, _ = SYSTEMS[system]
     try:
         call = make(case, **options)
-        held = _resident_mb()
+        _forget_peak()
+        held = _memory_mb("VmRSS")
         start = time.perf_counter()
         call()
         first = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        connection.send({"first": first, "memory": peak - held})
+        connection.send({"first": first, "memory": _memory_mb("VmHWM") - held})
         while connection.recv():
             start = time.perf_counter()
             call()
@@ -191,9 +189,16 @@ def serve(connection, system: str, case: str, threads: int, device: str) -> None
         connection.send(f"{type(error).__name__}: {str(error)[:80]}")
 
 
-def _resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _forget_peak() -> None:
+    """Let the peak of resident memory begin anew, after the data were made."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _memory_mb(name: str) -> float:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def measure(case: str, threads: int, rounds: int, device: str) -> dict[str, Any]:

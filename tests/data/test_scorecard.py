@@ -1,9 +1,11 @@
+import functools
 import subprocess
 import sys
 import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
@@ -231,11 +233,11 @@ def test_a_dataset_has_its_variables_as_a_dimension():
         quiet(forecast, truth[["t"]], RMSE)
     surface = forecast.assign(u=forecast["u"].isel(level=0, drop=True))
     truth["u"] = truth["u"].isel(level=0, drop=True)
-    with pytest.raises(ValueError, match="dimensions of `u` to keep, 'level' is none"):
+    with pytest.raises(ValueError, match=r"`u` to keep, 'level' is none.*scored apart"):
         quiet(surface, truth, RMSE, ("lead_time", "level"))
     late = forecast.assign(u=forecast["u"].isel(prediction_timedelta=0, drop=True))
     late["u"] = late["u"].isel(level=0, drop=True)
-    with pytest.raises(ValueError, match=r"`t` keeps .*and `u` \(\).*score them apart"):
+    with pytest.raises(ValueError, match=r"`t` keeps .*and `u` \(\).*Score them apart"):
         quiet(late, truth, RMSE)
 
 
@@ -466,3 +468,43 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         for n in (12, 60)
     ]  # MB; all forecasts are 125 and 625
     assert peak[1] < peak[0] + 100
+
+
+def test_fields_scored_as_a_whole_have_no_weights_within():
+    forecast, truth = forecasts(np.float64), analyses(np.float64)
+    spectra = scores.Spectra(sphere.SphericalHarmonics(GRID, lmax=2))
+    energy = functools.partial(scores.energy_score, event_axes=(-2, -1))
+    chosen = {
+        "power": spectra,
+        "energy": scores.MeanScore(energy, least=2, event_axes=2),
+        "rmse": scores.RMSE(),
+    }
+    holed = forecast.copy()
+    holed[1, 0, :, 1, 2, 3] = np.nan
+    result = quiet(holed, truth, chosen, ("level", "lead_time"))
+    x = jnp.asarray(np.moveaxis(forecast.values, 2, 0))
+    y = jnp.asarray(paired(forecast, truth))
+    state = spectra.update(spectra.init(), x[:, :, 1, 0], y[:, 1, 0])
+    expected = spectra.finalize(state)
+    np.testing.assert_allclose(result["power_error"][0, 1], expected.error, rtol=1e-10)
+    here = jnp.array([0, 2, 3, 4])  # without the start that has a hole
+    state = spectra.update(spectra.init(), x[:, here, 0, 1], y[here, 0, 1])
+    np.testing.assert_allclose(
+        result["power_spread"][1, 0], spectra.finalize(state).spread, rtol=1e-10
+    )
+    each = energy(x[:, :, 1, 0], y[:, 1, 0])
+    np.testing.assert_allclose(result["energy"][0, 1], each.mean(), rtol=1e-12)
+    plain = quiet(holed, truth, RMSE, ("level", "lead_time"))
+    np.testing.assert_array_equal(result["rmse"], plain["rmse"])
+
+
+def test_fields_scored_as_a_whole_must_be_whole_and_on_their_grid():
+    forecast, truth = forecasts(), analyses()
+    chosen = {"power": scores.Spectra(sphere.SphericalHarmonics(GRID, lmax=2))}
+    with pytest.raises(ValueError, match="as a whole: leave out `regions`"):
+        quiet(forecast, truth, chosen, regions={"east": (0, 180, -90, 90)})
+    with pytest.raises(ValueError, match="not the grid of `forecast`"):
+        quiet(forecast, truth, chosen, ("latitude",))
+    turned = {"latitude": slice(None, None, -1)}
+    with pytest.raises(ValueError, match="not the grid of `forecast`"):
+        quiet(forecast.isel(turned), truth.isel(turned), chosen)

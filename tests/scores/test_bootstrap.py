@@ -235,3 +235,13 @@ def test_wrong_use_is_reported():
             interval(found, 1.0)
     with pytest.raises(ValueError, match="at least 8 times, got 7"):
         optimal_block_length(jnp.ones(7))
+
+
+def test_intervals_are_made_inside_jit_and_nan_spoils_both():
+    samples = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)))
+    found = Bootstrap(jnp.zeros(2), samples.at[7, 1].set(jnp.nan))
+    for interval in percentile_interval, bias_corrected_interval:
+        made = jax.jit(interval)(found)
+        for bound, plain in zip(made, interval(found), strict=True):
+            np.testing.assert_allclose(bound, plain, rtol=1e-14)
+            np.testing.assert_array_equal(np.isnan(bound), [False, True])

@@ -188,3 +188,7 @@ def test_wrong_use_is_reported():
         kernel_score(jnp.zeros((1, 3)), jnp.zeros(3), kernel=kernel)
     with pytest.raises(ValueError, match="`event_axes` must name"):
         kernel_score(jnp.zeros((2, 3)), jnp.zeros(3), kernel=kernel, event_axes=(1,))
+    with pytest.raises(ValueError, match=r"return the shape \(3,\), got \(\)"):
+        kernel_score(
+            jnp.zeros((2, 3)), jnp.zeros(3), kernel=lambda x, y: jnp.sum(x * y)
+        )

@@ -42,7 +42,7 @@ class MeanScoreTest(chex.TestCase):
 def test_a_score_of_vectors_has_one_weight_for_each():
     ensemble, truth = draw()
     weights = jnp.array([0.2, 1.0, 0.5])[:, None]  # nothing along the vectors
-    stat = MeanScore(euclidean)
+    stat = MeanScore(euclidean, event_axes=1)
     state = stat.update(stat.init((2,)), ensemble, truth, weights)
     errors = np.linalg.norm(np.asarray(ensemble).mean(0) - np.asarray(truth), axis=-1)
     expected = np.average(errors, axis=1, weights=weights[:, 0])
@@ -54,7 +54,7 @@ def test_vectors_count_with_the_members_that_have_all_of_them():
     ensemble, truth = draw((3, 6, 4))
     where = np.ones((3, 6, 4), bool)
     where[0, 1, 2] = where[:2, 2, 0] = where[:, 3, 1] = where[:, 4] = False
-    stat = MeanScore(energy_score, least=2)
+    stat = MeanScore(energy_score, least=2, event_axes=1)
     found = stat.update(stat.init((6,)), ensemble, truth, where=jnp.asarray(where))
     # All members, two of them, one, all but without a dimension, none, all.
     np.testing.assert_array_equal(found["weight"].value, [1, 1, 0, 1, 0, 1])
@@ -67,7 +67,7 @@ def test_vectors_count_with_the_members_that_have_all_of_them():
 
 def test_a_vector_that_is_masked_throughout_does_not_count():
     ensemble, truth = draw()
-    stat = MeanScore(euclidean)
+    stat = MeanScore(euclidean, event_axes=1)
     where = jnp.array([True, False, True])[:, None]
     spoilt = truth.at[:, 1].set(jnp.nan)
     state = stat.update(stat.init(), ensemble, spoilt, where=where)
@@ -97,11 +97,15 @@ def test_wrong_use_is_reported():
     stat = MeanScore(crps, least=2)
     with pytest.raises(ValueError, match="at least 2 members, got 1"):
         stat.update(stat.init(), ensemble[:1], truth)
-    stat = MeanScore(euclidean)
+    stat = MeanScore(euclidean, event_axes=1)
     with pytest.raises(ValueError, match="vary along the last 1 axes"):
         stat.update(stat.init(), ensemble, truth, weights=jnp.ones(5))
     with pytest.raises(ValueError, match=r"gave shape \(2, 3\).*which 3 axes are kept"):
         stat.update(stat.init((2, 3, 5)), ensemble, truth)
+    with pytest.raises(ValueError, match="with `event_axes=0` it must give"):
+        MeanScore(euclidean).update(stat.init(), ensemble, truth)
+    with pytest.raises(ValueError, match="`event_axes` must not be negative"):
+        MeanScore(crps, event_axes=-1)
     stat = MeanScore(lambda ensemble, truth: (ensemble.mean(0) - truth).mean(0))
     with pytest.raises(ValueError, match=r"gave shape \(3, 5\).*has shape \(2, 3, 5\)"):
         stat.update(stat.init(), ensemble, truth)

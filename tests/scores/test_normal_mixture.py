@@ -1,4 +1,5 @@
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -181,7 +182,7 @@ def test_wrong_use_is_reported():
         crps_normal_mixture(mean, std[:2], truth)
     with pytest.raises(ValueError, match=r"`truth` of shape \(2,\)"):
         crps_normal_mixture(mean, std, truth[:2])
-    with pytest.raises(ValueError, match="no members"):
+    with pytest.raises(ValueError, match="`mean` has no members"):
         log_score_normal_mixture(mean[:0], std[:0], truth)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
         crps_normal_mixture(mean, std, truth, alpha=1.5)
@@ -189,3 +190,5 @@ def test_wrong_use_is_reported():
         crps_normal_mixture(mean[:1], std[:1], truth, alpha=1.0)
     negative = crps_normal_mixture(mean, std.at[0, 0].set(-1.0), truth)
     assert jnp.isnan(negative).tolist() == [True, False, False]
+    with pytest.raises(eqx.EquinoxRuntimeError, match="`weights` must be not negative"):
+        crps_normal_mixture(mean, std, truth, weights=-jnp.ones((5, 1)))

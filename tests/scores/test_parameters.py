@@ -265,7 +265,9 @@ def test_shapes_broadcast_or_are_named(family):
     grid = family.crps(*(x[:1] for x in parameters), truth)
     each = jax.vmap(family.crps)(*parameters, truth)
     chex.assert_trees_all_close(grid, each, rtol=1e-13)
-    with pytest.raises(ValueError, match=f"`{family.names[0]}`.*`truth`.*not broad"):
+    with pytest.raises(
+        ValueError, match=f"not broadcast: `{family.names[0]}`.*`truth`"
+    ):
         family.crps(*parameters, jnp.zeros(3))
     with pytest.raises(ValueError, match=r"\(4,\).* \(3,\)"):
         family.log_score(*parameters, jnp.zeros(3))

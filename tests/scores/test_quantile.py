@@ -108,7 +108,7 @@ def test_wrong_use_is_reported():
         quantile_score(quantiles, truth, levels=(0.0, 0.1, 0.9))
     with pytest.raises(ValueError, match="`levels` must be 3, one for each"):
         quantile_score(quantiles, truth, levels=(0.1, 0.9))
-    with pytest.raises(ValueError, match=r"`truth` of shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"`truth` of .* `quantiles` of"):
         quantile_score(quantiles, jnp.zeros(5), levels=LEVELS)
     with pytest.raises(ValueError, match=r"`coverage` must lie in \(0, 1\), got 1.0"):
         interval_score(truth, truth, truth, coverage=1.0)
@@ -121,4 +121,12 @@ def test_wrong_use_is_reported():
     ):
         weighted_interval_score(
             quantiles, quantiles[:2], truth, truth, coverages=LEVELS
+        )
+    with pytest.raises(ValueError, match=r"`lower` \(2,\), `upper` \(3,\)"):
+        weighted_interval_score(
+            jnp.zeros((3, 2)),
+            jnp.zeros((3, 3)),
+            truth[0],
+            truth[0],
+            coverages=(0.5, 0.8, 0.9),
         )

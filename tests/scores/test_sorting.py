@@ -47,3 +47,7 @@ def test_blocks_change_nothing(points):
     chex.assert_trees_all_equal(jax.jit(blocked)(a, b), function(a, b, None))
     batched = jax.vmap(blocked)(a[None], b[None])[0]
     chex.assert_trees_all_equal(batched, function(a, b, None))
+
+
+def test_no_points_are_sorted_too():
+    assert sort_bitonic(jnp.zeros((50, 0))).shape == (50, 0)

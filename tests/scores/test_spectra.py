@@ -31,7 +31,7 @@ def spectra(ensemble, truth, weights=None, where=None):
 def test_they_are_means_of_the_spectra_of_fields():
     ensemble, truth = draw(0)
     weights = jnp.array([1.0, 0.5, 2.0, 0.0])
-    found = spectra(ensemble, truth, weights)
+    found = spectra(ensemble, truth, weights[:, None, None])
     power = lambda fields: np.asarray(SHT.power_spectrum(fields))
     mean = lambda x: np.average(x, axis=0, weights=weights)
     forecast = ensemble.mean(0)
@@ -87,8 +87,12 @@ def test_masked_members_and_fields_do_not_count():
     ensemble, truth = draw(4)
     where = np.ones((MEMBERS, 4), bool)
     where[:, 1], where[2] = False, False
+    fields = np.broadcast_to(where[..., None, None], ensemble.shape).copy()
+    fields[2, 3] = True
+    fields[2, 3, 5, 11] = False  # one point is enough
     spoilt = jnp.where(where[..., None, None], ensemble, jnp.nan)
-    found = spectra(spoilt, truth.at[1].set(jnp.nan), where=jnp.asarray(where))
+    spoilt = spoilt.at[2, 3].set(7.0)
+    found = spectra(spoilt, truth.at[1].set(jnp.nan), where=jnp.asarray(fields))
     here = jnp.array([0, 2, 3])
     expected = spectra(ensemble[:2, here], truth[here])
     chex.assert_trees_all_close(found, expected, rtol=1e-12)
@@ -113,5 +117,5 @@ def test_wrong_use_is_reported():
     ensemble, truth = draw(7)
     with pytest.raises(ValueError, match="`truth`"):
         STAT.update(STAT.init(), ensemble, truth[..., :-1])
-    with pytest.raises(ValueError, match="`weights` of shape"):
+    with pytest.raises(ValueError, match="but a field is scored as a whole"):
         STAT.update(STAT.init(), ensemble, truth, weights=jnp.ones((6, 1)))

@@ -52,6 +52,8 @@ def update(name, state, ensemble, truth, weights=None, where=None):
         more["analysis"] = ensemble / 2
     elif name == "Spectra":
         ensemble, truth = as_fields(ensemble), as_fields(truth)
+        per_field = lambda x: None if x is None else x[..., None, None]
+        weights, where = per_field(weights), per_field(where)
     return STATISTICS[name].update(state, ensemble, truth, weights, where, **more)
 
 
@@ -259,6 +261,30 @@ def test_devices_of_a_mesh_merge_inside_shard_map():
             expected = stat.finalize(part(ensemble, truth))
             for a, b in zip(found, expected):
                 assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6), (a, b)
+
+        stat, error = scores.RankHistogram(5), jnp.full((8, 6), 0.5)
+        part = lambda x, y, e: stat.update(stat.init(), x, y, truth_error=e)
+        merge = lambda *args: scores.all_merge(stat, part(*args), axes)
+        sharded = jax.shard_map(
+            merge, mesh=mesh, in_specs=(P(None, axes), P(axes), P(axes)), out_specs=P()
+        )
+        found = stat.finalize(jax.jit(sharded)(ensemble, truth, error))
+        expected = stat.finalize(part(ensemble, truth, error))
+        assert jnp.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+        stream = scores.MemberStream()  # devices hold members of one truth
+        members, truth = ensemble.swapaxes(0, 1), truth[0, :5]
+        members = members[..., 0]
+        part = lambda x, y: stream.update(stream.init(y), x)
+        merge = lambda x, y: scores.all_merge(stream, part(x, y), axes)
+        sharded = jax.shard_map(
+            merge, mesh=mesh, in_specs=(P(axes), P()), out_specs=P()
+        )
+        found = stream.finalize(jax.jit(sharded)(members, truth))
+        expected = stream.finalize(part(members, truth))
+        for name in "count", "error", "variance", "minimum", "closest", "below":
+            a, b = getattr(found, name), getattr(expected, name)
+            assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6), (name, a, b)
     """
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -54,3 +54,8 @@ def test_many_degrees_of_freedom_are_a_normal_distribution():
     zero, one = jnp.zeros_like(truth), jnp.ones_like(truth)
     score = crps_student_t(1e7 * one, zero, one, truth)
     np.testing.assert_allclose(score, crps_normal(zero, one, truth), rtol=1e-6)
+    endless = jnp.full_like(truth, jnp.inf)
+    score = crps_student_t(endless, zero, one, truth)
+    np.testing.assert_allclose(score, crps_normal(zero, one, truth), rtol=1e-6)
+    score = log_score_student_t(endless, zero, one, truth)
+    np.testing.assert_allclose(score, -stats.norm.logpdf(truth), rtol=1e-6)

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skyens.scores import Exceedance, Reliability
+from skyens.scores import EconomicValue, Exceedance, QuantileQuantile, Reliability
+from skyens.scores._thresholds import check_thresholds
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,14 @@ def test_thresholds_of_an_update_fit_the_statistic_and_the_truth(fixed, given, m
     ensemble, truth = jnp.zeros((3, 2, 5)), jnp.zeros((2, 5))
     with pytest.raises(ValueError, match=message):
         stat.update(stat.init(), ensemble, truth, thresholds=given)
+
+
+def test_numbers_come_as_integers_and_arrays_too():
+    expected = (1.0, 2.0)
+    for numbers in (1, 2), [1.0, 2], np.array([1, 2]), np.array([1, 2], np.float32):
+        assert check_thresholds(numbers) == expected
+        assert Reliability(3, numbers).counts.thresholds == expected
+        assert Exceedance(numbers).thresholds == expected
+        assert QuantileQuantile(np.array([0.5]), numbers).edges == expected
+    users = EconomicValue(3, (1, 2), np.array([0.25, 0.5])).cost_loss
+    assert users == (0.25, 0.5)

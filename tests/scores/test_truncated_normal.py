@@ -100,6 +100,20 @@ def test_slopes_are_finite_everywhere(dtype):
                 chex.assert_tree_all_finite(function(*args))
 
 
+def test_slopes_are_finite_where_the_spread_is_all_but_nothing():
+    score = lambda *args: crps_truncated_normal(*args, lower=0.0)
+    args = jnp.meshgrid(
+        jnp.array([-2.0, 0.0, 5.0, 3e5], jnp.float32),
+        jnp.array([0.0, 1e-30, 1e-20, 1e-15, 1e-10], jnp.float32),
+        jnp.array([0.0, 3.0, 5.0, 3e5], jnp.float32),
+    )
+    value, pull = jax.vjp(score, *args)
+    chex.assert_tree_all_finite(pull(jnp.ones_like(value)))
+    mean, _, truth = args
+    distance = jnp.abs(truth - jnp.maximum(mean, 0))
+    np.testing.assert_allclose(value, distance, rtol=1e-6, atol=1e-9)
+
+
 def test_the_mirror_image_has_the_same_score():
     mean, std, truth = (
         jnp.array([-2.0, 0.5]),

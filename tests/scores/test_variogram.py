@@ -1,6 +1,7 @@
 import itertools
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,3 +145,5 @@ def test_wrong_use_is_reported():
         variogram_score(ensemble[:1], truth)
     with pytest.raises(ValueError, match="`alpha` must lie"):
         variogram_score(ensemble, truth, alpha=-0.1)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="`weights` must be not negative"):
+        variogram_score(ensemble, truth, weights=-jnp.ones((2, 2)))

@@ -208,6 +208,14 @@ def test_float32_is_exact_at_a_large_offset():
     )
 
 
+def test_float32_is_exact_for_many_members_of_an_event():
+    ensemble, truth = normal(18, (1000, 3), jnp.float32), normal(19, (3,), jnp.float32)
+    score = outcome_weighted_crps(ensemble, truth, weight=jnp.ones_like)
+    wide = np.asarray(ensemble, float), np.asarray(truth, float)
+    expected = conditional(np.ones_like)(*wide)
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("members", [2, 6])
 def test_the_fair_threshold_weighted_score_is_unbiased_in_members(members):
     ensemble, truth = normal(13, (members, 40_000)), 1.2 * normal(14, (40_000,))
@@ -256,3 +264,8 @@ def test_wrong_use_is_reported():
         eqx.EquinoxRuntimeError, match="`weight` must be finite and not"
     ):
         outcome_weighted_crps(ensemble, truth, weight=lambda x: x - 1.0)
+    total = lambda x: jnp.ones(())
+    with pytest.raises(ValueError, match=r"`weight` must .* shape, \(4,\), got \(\)"):
+        outcome_weighted_crps(ensemble, truth, weight=total)
+    with pytest.raises(ValueError, match=r"`chaining` must .* shape, \(4,\), got \(\)"):
+        threshold_weighted_crps(ensemble, truth, chaining=total)

@@ -11,7 +11,7 @@ from skyens.data._areas import Regions
 from skyens.data._names import conventional_names
 from skyens.data._scorecard_result import result_of, stack_states
 from skyens.data._tally import COUNTS, Tally, make_tally
-from skyens.data._task import Task, check_alike, make_task
+from skyens.data._task import Task, check_alike, check_events, make_task
 from skyens.data._times import forecast_times
 from skyens.scores import Statistic
 
@@ -45,6 +45,10 @@ def scorecard(
     (WeatherBench). Without lead times, `time` is that of validity. Nothing is aligned:
     points must have the same coordinates in the same order. Latitudes and longitudes
     count by the area of their cells, all other points equally.
+
+    A statistic that scores fields as a whole (`Spectra`, a `MeanScore` with
+    `event_axes`) takes the last dimensions of the points, of which latitude and
+    longitude come last, and is given no weights along them.
 
     Values that are not finite are left out, member by member, and counted: `count` is
     the number of points that were scored, `missing` of those left out, for want of a
@@ -159,6 +163,8 @@ def _verify(
             **settings,
         )
     check_alike(tasks)
+    for task in tasks.values():
+        check_events(task, scores)
     tallies = {
         name: make_tally(task, scores, memory, progress, name)
         for name, task in tasks.items()

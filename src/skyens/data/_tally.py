@@ -45,6 +45,9 @@ def make_tally(
     regions = () if task.regions is None else (len(task.regions),)
     dtype = _working_dtype(task)
     weights = jnp.asarray(np.expand_dims(task.weights, -1 - len(task.points)), dtype)
+    weights_of = {
+        score: _whole_events(statistic, weights) for score, statistic in scores.items()
+    }
     states: dict[str, dict[str, tuple[Index, Any]]] = {score: {} for score in scores}
     counts = {what: np.zeros(task.shape, np.int64) for what in COUNTS}
     axis = -1 - len(task.points)  # of the starts
@@ -78,12 +81,19 @@ def make_tally(
                     known[1],
                     jnp.asarray(inputs[0], dtype),
                     jnp.asarray(inputs[1], dtype),
-                    weights,
+                    weights_of[score],
                     None if inputs[2] is None else jnp.asarray(inputs[2]),
                     given,
                 )
                 states[score][str(index)] = index, state
     return Tally(states, counts)
+
+
+def _whole_events(statistic: Statistic, weights: jax.Array) -> jax.Array:
+    """Return the weights for a statistic that takes trailing axes as a whole."""
+    events = getattr(statistic, "event_axes", 0)
+    axes = tuple(range(-events, 0))
+    return weights.mean(axes, keepdims=True) if events else weights
 
 
 def _masked(

@@ -10,6 +10,7 @@ from skyens.data._areas import Regions, point_weights
 from skyens.data._match import Companion, Times, companion, times_of
 from skyens.data._names import usual_name
 from skyens.data._times import START, STARTS, block_starts
+from skyens.scores import Statistic
 
 if TYPE_CHECKING:
     import xarray
@@ -155,8 +156,40 @@ def check_alike(tasks: Mapping[str, Task]) -> None:
         if tuple(one.axes) != tuple(other.axes) or one.shape != other.shape:
             raise ValueError(
                 f"`{first}` keeps the axes {tuple(one.axes)} of sizes {one.shape}, "
-                f"and `{name}` {tuple(other.axes)} of sizes {other.shape}: score them "
-                f"apart (`forecast[[{name!r}]]`)."
+                f"and `{name}` {tuple(other.axes)} of sizes {other.shape}: they do not "
+                f"fit in one result. Score them apart (`forecast[[{name!r}]]`)."
+            )
+
+
+def check_events(task: Task, scores: Mapping[str, Statistic]) -> None:
+    """Check that what some scores take as a whole is whole, and on their grid.
+
+    Raises:
+        ValueError: `by` keeps, `regions` divide or the forecast lacks axes that a score
+            takes as a whole, or it is for another grid.
+    """
+    for name, statistic in scores.items():
+        events = getattr(statistic, "event_axes", 0)
+        if not events:
+            continue
+        if task.regions is not None or events > len(task.points):
+            raise ValueError(
+                f"`scores[{name!r}]` takes the last {events} dimensions of points as a "
+                f"whole: leave out `regions`, and do not keep them by `by`; there are "
+                f"{task.points}."
+            )
+        grid = getattr(statistic, "grid", None)
+        if grid is None:
+            continue
+        here = {dim: task.forecast[dim].values for dim in task.points[-2:]}
+        if (
+            tuple(here) != ("latitude", "longitude")
+            or grid.shape != tuple(len(values) for values in here.values())
+            or not np.allclose(grid.latitude, here["latitude"], rtol=0, atol=1e-3)
+        ):
+            raise ValueError(
+                f"`scores[{name!r}]` is for fields on {grid}, which is not the grid of "
+                "`forecast`: make it with `data.grid_of(forecast)`."
             )
 
 
@@ -176,7 +209,9 @@ def _by(by: Sequence[str] | str | None, dims: list[str], owner: str) -> tuple[st
         if usual not in dims or usual == "member":
             raise ValueError(
                 f"`by` must name dimensions of {owner} to keep, {name!r} is none of "
-                f"{[dim for dim in dims if dim != 'member']}."
+                f"{[dim for dim in dims if dim != 'member']}. Variables that lack a "
+                "dimension are scored apart (`forecast[['name']]`) from those that "
+                "have it."
             )
         names.append(usual)
     if len(set(names)) < len(names):

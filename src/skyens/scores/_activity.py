@@ -58,8 +58,9 @@ class Activity(eqx.Module):
         seen = sample(state, ensemble, truth, weights, where)
         climatology = to_truth("climatology", climatology, seen.truth)
         weight = seen.weights_of(least=1)
-        members = seen.departures(climatology)
-        mean = jnp.sum(members, axis=0) / seen.count
+        mean, squares = (
+            total / seen.count for total in seen.total(lambda x: (x, x**2), climatology)
+        )
         # A masked truth may be NaN, which times a weight of 0 would stay NaN.
         observed = jnp.where(seen.has_members, seen.truth - climatology, 0)
         return add_terms(
@@ -67,7 +68,7 @@ class Activity(eqx.Module):
             weight=weight,
             mean=weight * mean,
             truth=weight * observed,
-            members_square=weight * (jnp.sum(members**2, axis=0) / seen.count),
+            members_square=weight * squares,
             mean_square=weight * mean**2,
             truth_square=weight * observed**2,
         )
@@ -82,8 +83,10 @@ class Activity(eqx.Module):
         mean = lambda name: ratio(value[name], value["weight"])
 
         def deviation(square, first):
-            # Rounding may leave a little below 0 of what does not vary.
-            return root(jnp.maximum(mean(square) - mean(first) ** 2, 0))
+            variance = mean(square) - mean(first) ** 2
+            # Of what does not vary, rounding leaves a little of either sign.
+            noise = 4 * jnp.finfo(variance.dtype).eps * mean(square)
+            return root(jnp.where(variance <= noise, 0, variance))
 
         members = deviation("members_square", "mean")
         forecast = deviation("mean_square", "mean")

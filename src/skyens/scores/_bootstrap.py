@@ -213,7 +213,10 @@ def bias_corrected_interval(found: Bootstrap, level: float = 0.95) -> Interval:
         take = lambda index: jnp.take_along_axis(ordered, index[None], axis=0)[0]
         low = low.astype(int)
         high = jnp.minimum(low + 1, size - 1)
-        return take(low) * (1 - inside) + take(high) * inside
+        found = take(low) * (1 - inside) + take(high) * inside
+        # NaN, which compares as false, must not pass as a resample above the value.
+        lost = jnp.isnan(value) | jnp.isnan(samples).any(axis=0)
+        return jnp.where(lost, jnp.nan, found)
 
     bound = lambda side: jax.tree.map(lambda x, y: quantile(x, y, side), *found)
     return Interval(bound(-1), bound(1))

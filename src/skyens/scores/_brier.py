@@ -52,7 +52,8 @@ def brier_score(
     check_members(ensemble, axis)
     dtype = event_dtype(ensemble, event)
     # Only what counts is a probability: masked values may be anything.
-    seen = gather(ensemble.astype(dtype), event.astype(dtype), axis, where)
+    arrays = ensemble.astype(dtype), event.astype(dtype)
+    seen = gather(*arrays, axis, where, ("ensemble", "event"))
     alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
     members = check_probability("ensemble", seen.members)
     happened = check_probability("event", seen.truth)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from skyens.scores._gamma import gamma_reach
 from skyens.scores._incomplete_functions import (
     gamma_ratio,
     gamma_slope,
@@ -14,7 +13,7 @@ from skyens.scores._incomplete_functions import (
     log_gamma_lower,
     log_gamma_slope,
 )
-from skyens.scores._location_scale import standardise
+from skyens.scores._location_scale import standardise, widest_reach
 from skyens.scores._parameters import bring_together, positive
 
 
@@ -121,16 +120,17 @@ def _tangent(primals, tangents):
 
 
 def _places(scale, shift, truth):
-    reach = gamma_reach(truth)
+    reach = widest_reach(truth)
     return standardise(shift, scale, reach), standardise(truth + shift, scale, reach)
 
 
 def _slopes(shape, start, end):
     """Return the slopes by shift, truth and scale, of places in units of the scale."""
-    _, dry = gamma_tails(shape, start)
-    _, after = gamma_tails(shape, end)
-    _, pairs = gamma_tails(2 * shape, 2 * start)
+    # All places at once, to compile once.
+    shapes = jnp.stack([shape, shape, 2 * shape])
+    _, (dry, after, pairs) = gamma_tails(shapes, jnp.stack([start, end, 2 * start]))
+    at_start, at_end = gamma_slope(shapes[:2], jnp.stack([start, end]))
     by_shift = 2 * (dry - after) - dry**2
-    by_scale = 2 * (gamma_slope(shape, end) - gamma_slope(shape, start) * (1 - dry))
+    by_scale = 2 * (at_end - at_start * (1 - dry))
     by_scale -= shape * by_shift + gamma_ratio(shape) * pairs / math.sqrt(math.pi)
     return by_shift, 1 - 2 * after, by_scale

@@ -84,10 +84,8 @@ class Desroziers(eqx.Module):
         # What is masked may be NaN, which times a weight of 0 would stay NaN.
         observation = jnp.where(seen.has_members, error**2, 0)
         shift = seen.mean_departure(seen.truth)
-        anomalies = seen.departures(seen.truth) - shift[None]
-        if seen.valid is not None:
-            anomalies = jnp.where(seen.valid, anomalies, 0)
-        background = jnp.sum(anomalies**2, axis=0) / jnp.maximum(seen.count - 1, 1)
+        squares = seen.total(lambda x: (x - shift) ** 2, seen.truth)
+        background = squares / jnp.maximum(seen.count - 1, 1)
         expected = background * (seen.count + 1) / seen.count + observation
         terms = {
             "weight": weight,

@@ -1,6 +1,5 @@
 """What a forecast is worth to those who can act on it."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from skyens.scores._event_counts import EventCounts, at_least
 from skyens.scores._sums import Sums, ratio
+from skyens.scores._thresholds import Numbers
 
 
 class ValueCurves(NamedTuple):
@@ -40,8 +40,8 @@ class EconomicValue(eqx.Module):
     def __init__(
         self,
         members: int,
-        thresholds: Sequence[float] | int,
-        cost_loss: Sequence[float],
+        thresholds: Numbers | int,
+        cost_loss: Numbers,
         above: bool = True,
     ):
         """Set what counts as an event, as for `Reliability`, and the users.
@@ -89,7 +89,9 @@ class EconomicValue(eqx.Module):
         all_events, all_others = (x.sum(-1)[..., None, None] for x in (events, others))
         cost = jnp.asarray(self.cost_loss, events.dtype)
         cost = cost.reshape((1,) * (events.ndim) + cost.shape)
-        spent = cost * (hits + alarms) + (all_events - hits)
-        climate = jnp.minimum(cost * (all_events + all_others), all_events)
-        value = ratio(climate - spent, climate - cost * all_events)
+        # All beyond what a perfect forecast costs: no difference of equal products,
+        # which a fused multiply-add would leave a little off 0.
+        spent = cost * alarms + (1 - cost) * (all_events - hits)
+        climate = jnp.minimum(cost * all_others, (1 - cost) * all_events)
+        value = ratio(climate - spent, climate)
         return ValueCurves(value, value.max(-2))

@@ -3,8 +3,6 @@
 The table that reliability, ROC and economic value are all read from.
 """
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from skyens.scores._sample import check_member_count, sample
 from skyens.scores._sums import Sum, Sums, add_terms, empty_sums, merge_sums
 from skyens.scores._thresholds import (
+    Numbers,
     Thresholds,
     check_thresholds,
     forecast_and_event,
@@ -38,7 +37,7 @@ class EventCounts(eqx.Module):
     thresholds: Thresholds = eqx.field(static=True)
     above: bool = eqx.field(static=True)
 
-    def __init__(self, members: int, thresholds: Sequence[float] | int, above: bool):
+    def __init__(self, members: int, thresholds: Numbers | int, above: bool):
         """Check the settings; see `Reliability`."""
         if members < 1:
             raise ValueError(f"`members` must be at least 1, got {members}.")

@@ -1,6 +1,5 @@
 """How often is a threshold passed, in forecasts and in truth?"""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,6 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from skyens.scores._sample import sample
 from skyens.scores._sums import Sum, Sums, add_terms, empty_sums, merge_sums, ratio
 from skyens.scores._thresholds import (
+    Numbers,
     Thresholds,
     check_thresholds,
     forecast_and_event,
@@ -40,7 +40,7 @@ class Exceedance(eqx.Module):
     thresholds: Thresholds = eqx.field(static=True)
     above: bool = eqx.field(static=True)
 
-    def __init__(self, thresholds: Sequence[float] | int, above: bool = True):
+    def __init__(self, thresholds: Numbers | int, above: bool = True):
         """Set what counts as an event.
 
         Raises:

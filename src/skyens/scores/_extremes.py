@@ -51,7 +51,8 @@ def extreme_forecast_index(
         (2006), ECMWF Newsletter 107, 8-17.
     """
     p = _check_all_levels(levels, climate_quantiles.shape[0])
-    seen = gather(ensemble, climate_quantiles[0], axis, where)
+    names = "ensemble", "climate_quantiles[0]"
+    seen = gather(ensemble, climate_quantiles[0], axis, where, names)
     dtype = jnp.result_type(ensemble, climate_quantiles)
     quantiles = _to_points(climate_quantiles.astype(seen.truth.dtype), seen.truth.shape)
     theta = np.arcsin(np.sqrt(p))
@@ -130,7 +131,8 @@ def shift_of_tails(
         raise ValueError(f"`level` must lie in (0, 1), got {level}.")
     if not limit > 0:
         raise ValueError(f"`limit` must be positive, got {limit}.")
-    seen = gather(ensemble, climate_quantile, axis, where)
+    names = "ensemble", "climate_quantile"
+    seen = gather(ensemble, climate_quantile, axis, where, names)
     dtype = jnp.result_type(ensemble, climate_quantile, climate_tail)
     shape = seen.truth.shape
     tail = _to_points(climate_tail.astype(seen.truth.dtype)[None], shape)[0]

@@ -12,7 +12,7 @@ from skyens.scores._incomplete_functions import (
     gamma_tails,
     log_gamma_slope,
 )
-from skyens.scores._location_scale import standardise
+from skyens.scores._location_scale import standardise, widest_reach
 from skyens.scores._parameters import bring_together, positive
 
 
@@ -74,14 +74,9 @@ def log_score_gamma(
     return jnp.where(truth > 0, score, jnp.inf + shape + scale).astype(dtype)
 
 
-def gamma_reach(like: Float[Array, "..."]) -> float:
-    """Return the standardised value from where on all stands at its limit."""
-    return float(jnp.finfo(like.dtype).max) ** 0.25
-
-
 @jax.custom_jvp
 def _crps(shape, scale, truth):
-    standardised = standardise(truth, scale, gamma_reach(truth))
+    standardised = standardise(truth, scale, widest_reach(truth))
     by_truth, by_scale = _slopes(shape, standardised)
     return truth * by_truth + scale * by_scale
 
@@ -90,7 +85,7 @@ def _crps(shape, scale, truth):
 def _tangent(primals, tangents):
     shape, scale, truth = primals
     shape_dot, scale_dot, truth_dot = tangents
-    standardised = standardise(truth, scale, gamma_reach(truth))
+    standardised = standardise(truth, scale, widest_reach(truth))
     along = jnp.ones_like(shape)
     (by_truth, by_scale), (bend_truth, bend_scale) = jax.jvp(
         lambda shape: _slopes(shape, standardised), (shape,), (along,)

@@ -55,7 +55,8 @@ def kernel_score(
 
     Raises:
         ValueError: `alpha` lies outside [0, 1], there are no members, or one and
-            `alpha > 0`, `event_axes` are not there, or the shapes do not broadcast.
+            `alpha > 0`, `event_axes` are not there, `kernel` returns another shape, or
+            the shapes do not broadcast.
 
     Source: Gneiting & Raftery (2007), J. Amer. Stat. Assoc. 102, 359-378, section 5.
     """
@@ -64,6 +65,12 @@ def kernel_score(
         ensemble, truth, axis, event_axes, where
     )
     alpha = check_alpha(alpha, ensemble, axis, actual.dtype)
+    itself_of_truth = kernel(actual, actual)
+    if itself_of_truth.shape != actual.shape[1:]:
+        raise ValueError(
+            "`kernel` must sum over the leading axis, that of the event, and return "
+            f"the shape {actual.shape[1:]}, got {itself_of_truth.shape}."
+        )
     count, enough = enough_members(alpha, members[:, 0], valid)
     counted = jnp.ones((members.shape[0], 1), bool) if valid is None else valid
     events = jnp.moveaxis(members, 1, 0)  # (event, member, points)
@@ -86,7 +93,7 @@ def kernel_score(
     fair = pairs / (count * jnp.maximum(count - 1, 1))
     among = alpha * fair + (1 - alpha) * (pairs + itself) / count**2
     between = jnp.sum(to_all(actual), axis=0) / count
-    score = (among + kernel(actual, actual)) / 2 - between
+    score = (among + itself_of_truth) / 2 - between
     score = jnp.where(enough, score, 0).reshape(shape)
     return score.astype(jnp.result_type(ensemble, truth))
 

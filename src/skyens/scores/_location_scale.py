@@ -50,6 +50,14 @@ def standardise(
     return jnp.where(beyond, reach * jnp.sign(error), inner)
 
 
+def widest_reach(like: Float[Array, "..."]) -> float:
+    """Return the largest standardised value whose powers up to four are finite.
+
+    From there on heavy tails stand at their limits too.
+    """
+    return float(jnp.finfo(like.dtype).max) ** 0.25
+
+
 def _slopes(slopes, reach, error, scale):
     by_error, by_scale = slopes(standardise(error, scale, reach))
     return by_error, jnp.where(scale < 0, jnp.nan, by_scale)

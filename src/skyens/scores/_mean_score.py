@@ -18,10 +18,12 @@ class MeanScore(eqx.Module):
     value is point by point. Where members or points are masked it is called with
     `where=`, of the ensemble's shape, too.
 
-    A score of whole vectors (`energy_score` over its last axis) gives one value for
-    them: its result lacks trailing axes of the truth. Along those `weights` must have
-    length 1, as the parts of one event are for the score to weigh. Parts that no member
-    has are left out of it; a member that lacks another part does not count there.
+    A score of whole vectors or fields gives one value for them: its result lacks the
+    `event_axes` trailing axes of the truth, 1 for `energy_score`, 2 for
+    `functools.partial(energy_score, event_axes=(-2, -1))`. Along those `weights` must
+    have length 1, as the parts of one event are for the score to weigh. Parts that no
+    member has are left out of it; a member that lacks another part does not count
+    there.
 
     `least` is the number of valid members that the score needs, 2 for a fair one;
     points with fewer have no weight. Arguments and state: see `Statistic`.
@@ -29,8 +31,11 @@ class MeanScore(eqx.Module):
 
     score: Callable[..., Array]
     least: int = eqx.field(static=True, default=1)
+    event_axes: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
+        if self.event_axes < 0:
+            raise ValueError(f"`event_axes` must not be negative: {self.event_axes}.")
         if self.least < 1:
             raise ValueError(f"`least` must be at least 1, got {self.least}.")
 
@@ -50,8 +55,8 @@ class MeanScore(eqx.Module):
 
         Raises:
             ValueError: as for every statistic and for the score, or the shape of the
-                score is not that of the leading axes of what is scored, the kept ones
-                among them, or `weights` vary along its other axes.
+                score is not that of what is scored without its last `event_axes` axes,
+                or these are among the kept ones, or `weights` vary along them.
         """
         seen = sample(state, ensemble, truth, weights, where, self.least)
         members, truth, more = seen.ensemble, seen.truth, {}
@@ -65,12 +70,14 @@ class MeanScore(eqx.Module):
         score = self.score(members, truth, **more)
         points = jnp.broadcast_shapes(members.shape[1:], truth.shape)
         kept = state["weight"].high.ndim
-        if score.ndim < kept or score.shape != points[: score.ndim]:
+        expected = points[: max(len(points) - self.event_axes, 0)]
+        if score.shape != expected or score.ndim < kept:
             raise ValueError(
                 f"`score` gave shape {score.shape} for what has shape {points}, of "
-                f"which {kept} axes are kept: it must have the leading ones of them."
+                f"which {kept} axes are kept: with `event_axes={self.event_axes}` it "
+                f"must give {expected}, the kept axes among them."
             )
-        weight = self._weight_of_events(seen, len(points) - score.ndim, weights)
+        weight = self._weight_of_events(seen, weights)
         return add_terms(state, weight=weight, score=weight * score)
 
     def merge(self, first: Sums, second: Sums) -> Sums:
@@ -82,10 +89,10 @@ class MeanScore(eqx.Module):
         return ratio(state["score"].value, state["weight"].value)
 
     def _weight_of_events(
-        self, seen: Sample, event_axes: int, weights: Float[Array, "..."] | None
+        self, seen: Sample, weights: Float[Array, "..."] | None
     ) -> Float[Array, "..."]:
         """Return the weights without the axes that the score has not."""
-        if event_axes == 0:
+        if (event_axes := self.event_axes) == 0:
             return seen.weights_of(self.least)
         if weights is not None and any(n > 1 for n in weights.shape[-event_axes:]):
             raise ValueError(

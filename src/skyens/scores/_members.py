@@ -36,16 +36,19 @@ def gather(
     truth: Float[Array, "..."],
     axis: int,
     where: Bool[Array, "..."] | None,
+    names: tuple[str, str] = ("ensemble", "truth"),
 ) -> Members:
     """Lead with the members, broadcast what broadcasts, and widen half precision.
+
+    Errors call the two arrays by their `names`.
 
     Raises:
         ValueError: there is no such axis, or it is empty, or the shapes do not
             broadcast.
     """
-    check_members(ensemble, axis)
+    check_members(ensemble, axis, names[0])
     dtype = wide_dtype(jnp.result_type(ensemble, truth))
-    points = points_of(ensemble, truth, axis)
+    points = points_of(ensemble, truth, axis, names)
     members = lead_with_members(ensemble.astype(dtype), axis, points)
     truth = jnp.broadcast_to(truth.astype(dtype), points)
     if where is None:
@@ -55,7 +58,7 @@ def gather(
     except ValueError:
         raise ValueError(
             f"`where` has shape {where.shape}, which does not broadcast against "
-            f"`ensemble` of shape {ensemble.shape}."
+            f"`{names[0]}` of shape {ensemble.shape}."
         ) from None
     valid = lead_with_members(valid, axis, points)
     # Masked entries may be NaN; a constant in their place cuts off their gradient.
@@ -63,25 +66,29 @@ def gather(
     return Members(members, jnp.where(valid.any(axis=0), truth, 0), valid)
 
 
-def check_members(ensemble: Array, axis: int) -> None:
-    """Check that `ensemble` has members along `axis`.
+def check_members(ensemble: Array, axis: int, name: str = "ensemble") -> None:
+    """Check that the array of that name has members along `axis`.
 
     Raises:
         ValueError: there is no such axis, or it is empty.
     """
     if not -ensemble.ndim <= axis < ensemble.ndim:
         raise ValueError(
-            f"`axis` is {axis}, but `ensemble` has {ensemble.ndim} axes, of shape "
+            f"`axis` is {axis}, but `{name}` has {ensemble.ndim} axes, of shape "
             f"{ensemble.shape}."
         )
     if ensemble.shape[axis] == 0:
         raise ValueError(
-            f"`ensemble` has no members: axis {axis} of shape {ensemble.shape} is "
-            "empty."
+            f"`{name}` has no members: axis {axis} of shape {ensemble.shape} is empty."
         )
 
 
-def points_of(ensemble: Array, truth: Array, axis: int) -> tuple[int, ...]:
+def points_of(
+    ensemble: Array,
+    truth: Array,
+    axis: int,
+    names: tuple[str, str] = ("ensemble", "truth"),
+) -> tuple[int, ...]:
     """Return the shape of the points, that of the truth and one member broadcast.
 
     Raises:
@@ -93,8 +100,8 @@ def points_of(ensemble: Array, truth: Array, axis: int) -> tuple[int, ...]:
         return jnp.broadcast_shapes(points, truth.shape)
     except ValueError:
         raise ValueError(
-            f"`truth` of shape {truth.shape} does not broadcast against `ensemble` of "
-            f"shape {ensemble.shape} without its member axis {axis}, {points}."
+            f"`{names[1]}` of shape {truth.shape} does not broadcast against "
+            f"`{names[0]}` of shape {ensemble.shape} without its axis {axis}, {points}."
         ) from None
 
 
@@ -104,11 +111,11 @@ def check_together(**arrays: Array) -> tuple[int, ...]:
     Raises:
         ValueError: they do not broadcast.
     """
-    shapes = {name: array.shape for name, array in arrays.items()}
     try:
-        return jnp.broadcast_shapes(*shapes.values())
+        return jnp.broadcast_shapes(*(array.shape for array in arrays.values()))
     except ValueError:
-        raise ValueError(f"These shapes do not broadcast: {shapes}.") from None
+        shapes = (f"`{name}` {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"Shapes do not broadcast: {', '.join(shapes)}.") from None
 
 
 def lead_with_members(array: Array, axis: int, points: tuple[int, ...]) -> Array:
@@ -125,7 +132,11 @@ def wide_dtype(dtype: DTypeLike) -> DTypeLike:
 
 
 def check_alpha(
-    alpha: float | Float[Array, ""], ensemble: Array, axis: int, dtype: DTypeLike
+    alpha: float | Float[Array, ""],
+    ensemble: Array,
+    axis: int,
+    dtype: DTypeLike,
+    name: str = "ensemble",
 ) -> Float[Array, ""]:
     """Return `alpha` as an array; NaN where it is traced and lies outside [0, 1].
 
@@ -140,7 +151,7 @@ def check_alpha(
         raise ValueError(f"`alpha` must lie in [0, 1], got {alpha}.")
     if ensemble.shape[axis] == 1 and alpha > 0:
         raise ValueError(
-            f"`ensemble` has 1 member along axis {axis}, and a fair score needs 2. "
+            f"`{name}` has 1 member along axis {axis}, and a fair score needs 2. "
             f"Use `alpha=0` (got {alpha}) for the absolute error."
         )
     return jnp.asarray(alpha, dtype)

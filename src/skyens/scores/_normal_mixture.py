@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from skyens.scores._checks import check_known
 from skyens.scores._location_scale import standardise
 from skyens.scores._members import (
     check_alpha,
     check_members,
+    check_together,
     lead_with_members,
     points_of,
     wide_dtype,
@@ -58,13 +60,14 @@ def crps_normal_mixture(
     Raises:
         ValueError: `alpha` lies outside [0, 1], there are no components, or one and
             `alpha > 0`, or the shapes do not broadcast.
+        EquinoxRuntimeError: a known weight that counts is negative.
 
     Source: Grimit et al. (2006), Q. J. R. Meteorol. Soc. 132, 2925-2942, equation 5.
     """
     dtype, means, stds, truth, shares, valid = _gather(
         mean, std, truth, weights, axis, where
     )
-    alpha = check_alpha(alpha, means, 0, truth.dtype)
+    alpha = check_alpha(alpha, means, 0, truth.dtype, "mean")
     stds = jnp.where(valid & (stds < 0), jnp.nan, stds)
     count = jnp.sum((shares > 0) & valid, axis=0)
     enough = count >= jnp.where(alpha > 0, 2, 1)
@@ -107,6 +110,7 @@ def log_score_normal_mixture(
 
     Raises:
         ValueError: there are no components, or the shapes do not broadcast.
+        EquinoxRuntimeError: a known weight that counts is negative.
 
     Source: Gneiting & Raftery (2007), J. Amer. Stat. Assoc. 102, 359-378.
     """
@@ -133,17 +137,12 @@ def _gather(mean, std, truth, weights, axis, where):
     given = {"mean": mean, "std": std}
     given |= {} if weights is None else {"weights": weights}
     given |= {} if where is None else {"where": where}
-    shapes = {name: array.shape for name, array in given.items()}
-    try:
-        shape = jnp.broadcast_shapes(*shapes.values())
-    except ValueError:
-        listed = ", ".join(f"`{name}` {shape}" for name, shape in shapes.items())
-        raise ValueError(f"The shapes do not broadcast: {listed}.") from None
+    shape = check_together(**given)
     dtype = jnp.result_type(mean, std, truth)
     wide = wide_dtype(dtype)
     full = {name: jnp.broadcast_to(array, shape) for name, array in given.items()}
-    check_members(full["mean"], axis)
-    points = points_of(full["mean"], truth, axis)
+    check_members(full["mean"], axis, "mean")
+    points = points_of(full["mean"], truth, axis, ("mean", "truth"))
     lead = {name: lead_with_members(x, axis, points) for name, x in full.items()}
     means, stds = lead["mean"].astype(wide), lead["std"].astype(wide)
     valid = lead.get("where", jnp.ones(means.shape, bool))
@@ -153,6 +152,7 @@ def _gather(mean, std, truth, weights, axis, where):
     truth = jnp.where(jnp.any(valid, axis=0), truth, 0)
     means, stds = jnp.where(valid, means, truth[None]), jnp.where(valid, stds, 0)
     shares = jnp.where(valid, shares, 0)
+    shares = check_known("weights", "not negative", shares, lambda x: ~(x < 0))
     total = jnp.sum(shares, axis=0)
     shares /= jnp.where(total > 0, total, 1)[None]
     return dtype, means, stds, truth, shares, valid

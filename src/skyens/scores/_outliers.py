@@ -47,21 +47,17 @@ class Outliers(eqx.Module):
         """Return the state that has seen these forecasts too."""
         seen = sample(state, ensemble, truth, weights, where)
         weight = seen.weights_of(least=1)
-        departures = seen.departures(seen.truth)
-        tied = departures == 0
-        if seen.valid is not None:
-            tied &= seen.valid
-        count = lambda members: jnp.sum(members, axis=0, dtype=weight.dtype)
-        part = 1 / (count(tied) + 1)
+        sides = lambda x: (x < 0, x > 0, x == 0, jnp.isnan(x))
+        below, above, tied, lost = seen.total(sides, seen.truth)
         # NaN, which compares as false, must not pass as a truth inside.
-        part = jnp.where(jnp.isnan(departures).any(axis=0), jnp.nan, part)
+        part = jnp.where(lost > 0, jnp.nan, 1 / (tied + 1))
         # The part where no member is on that side of the truth.
-        unless = lambda side: weight * jnp.where(side.any(axis=0), 0 * part, part)
+        unless = lambda side: weight * jnp.where(side > 0, 0 * part, part)
         return add_terms(
             state,
             weight=weight,
-            below=unless(departures < 0),
-            above=unless(departures > 0),
+            below=unless(below),
+            above=unless(above),
             expected=weight * 2 / (seen.count + 1),
         )
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from skyens.scores._members import wide_dtype
+from skyens.scores._members import check_together, wide_dtype
 
 
 def bring_together(
@@ -16,14 +16,7 @@ def bring_together(
     Raises:
         ValueError: the shapes do not broadcast.
     """
-    shapes = [x.shape for x in arguments.values()]
-    try:
-        shape = jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        raise ValueError(
-            f"{_listed(f'`{name}`' for name in arguments)} do not broadcast: their "
-            f"shapes are {_listed(map(str, shapes))}."
-        ) from None
+    shape = check_together(**arguments)
     dtype = jnp.result_type(*arguments.values())
     wide = wide_dtype(dtype)
     return dtype, [jnp.broadcast_to(x.astype(wide), shape) for x in arguments.values()]
@@ -32,8 +25,3 @@ def bring_together(
 def positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return `scale`, NaN where it is not positive: there is no density."""
     return jnp.where(scale > 0, scale, jnp.nan)
-
-
-def _listed(words) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}"

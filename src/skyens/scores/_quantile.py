@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from skyens.scores._checks import check_known
@@ -46,11 +47,11 @@ def quantile_score(
     Source: Koenker & Bassett (1978), Econometrica 46, 33-50; Gneiting & Raftery
         (2007), J. Amer. Stat. Assoc. 102, 359-378, section 6.1.
     """
-    check_members(quantiles, axis)
+    check_members(quantiles, axis, "quantiles")
     levels = check_levels("levels", levels, quantiles.shape[axis])
     dtype = jnp.result_type(quantiles, truth)
     wide = wide_dtype(dtype)
-    points = points_of(quantiles, truth, axis)
+    points = points_of(quantiles, truth, axis, ("quantiles", "truth"))
     quantiles = lead_with_members(quantiles.astype(wide), axis, points)
     departures = quantiles - jnp.broadcast_to(truth.astype(wide), points)[None]
     level = jnp.asarray(levels, wide).reshape(-1, *(1,) * len(points))
@@ -132,8 +133,8 @@ def weighted_interval_score(
 
     Source: Bracher et al. (2021), PLoS Comput. Biol. 17, e1008618.
     """
-    check_members(lower, axis)
-    check_members(upper, axis)
+    check_members(lower, axis, "lower")
+    check_members(upper, axis, "upper")
     sizes = lower.shape[axis], upper.shape[axis]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -142,9 +143,10 @@ def weighted_interval_score(
     coverages = check_levels("coverages", coverages, sizes[0])
     dtype = jnp.result_type(lower, upper, median, truth)
     wide = wide_dtype(dtype)
-    center = jnp.broadcast_to(median, check_together(median=median, truth=truth))
-    points = points_of(lower, center, axis)
-    points = jnp.broadcast_shapes(points, points_of(upper, center, axis))
+    one = lambda intervals: lax.index_in_dim(intervals, 0, axis, keepdims=False)
+    points = check_together(
+        lower=one(lower), upper=one(upper), median=median, truth=truth
+    )
     lower, upper = (
         lead_with_members(x.astype(wide), axis, points) for x in (lower, upper)
     )

@@ -1,6 +1,5 @@
 """Do forecasts and truth have the same climate? Quantiles against quantiles."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from skyens.scores._sample import sample
 from skyens.scores._sums import Sum, Sums, add_terms, empty_sums, merge_sums, ratio
-from skyens.scores._thresholds import share_of_members
+from skyens.scores._thresholds import Numbers, share_of_members
 
 
 class Quantiles(NamedTuple):
@@ -35,7 +34,7 @@ class QuantileQuantile(eqx.Module):
     levels: tuple[float, ...] = eqx.field(static=True)
     edges: tuple[float, ...] = eqx.field(static=True)
 
-    def __init__(self, levels: Sequence[float], edges: Sequence[float] | np.ndarray):
+    def __init__(self, levels: Numbers, edges: Numbers):
         """Set what to ask for and where to count.
 
         Args:
@@ -76,7 +75,7 @@ class QuantileQuantile(eqx.Module):
         """Return the state that has seen these forecasts too."""
         seen = sample(state, ensemble, truth, weights, where)
         weight, kept = seen.weights_of(least=1), state["weight"].high.ndim
-        lost = jnp.isnan(seen.departures(seen.truth)).any(axis=0)
+        lost = seen.total(jnp.isnan, seen.truth) > 0
         weight_or_nan = jnp.where(lost, jnp.nan, weight)
 
         def count(edge):

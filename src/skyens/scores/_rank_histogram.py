@@ -75,16 +75,13 @@ class RankHistogram(eqx.Module):
             )
         seen = sample(state, ensemble, truth, weights, where)
         weight = seen.weights_of(least=1)
-        departures = seen.departures(seen.truth)
-        below, tied = departures < 0, departures == 0
-        if seen.valid is not None:
-            tied &= seen.valid
-        count = lambda members: jnp.sum(members, axis=0, dtype=seen.truth.dtype)
+        below, tied, lost = seen.total(
+            lambda x: (x < 0, x == 0, jnp.isnan(x)), seen.truth
+        )
         # NaN, which compares as false, must not pass as a member above the truth.
-        lost = jnp.isnan(departures).any(axis=0)
-        start = jnp.where(lost, jnp.nan, count(below))
+        below = jnp.where(lost > 0, jnp.nan, below)
         bins = self.members + 1
-        share = lambda index: bin_share(start, count(tied), seen.count, index, bins)
+        share = lambda index: bin_share(below, tied, seen.count, index, bins)
         if truth_error is not None:
             share = _expected_share(share, seen, truth_error)
         kept = state["weight"].high.ndim

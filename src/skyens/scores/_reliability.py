@@ -1,6 +1,5 @@
 """Do events come as often as they are forecast? The Brier score and its parts."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from skyens.scores._event_counts import EventCounts
 from skyens.scores._sums import Sums, ratio
+from skyens.scores._thresholds import Numbers
 
 
 class ReliabilityTable(NamedTuple):
@@ -45,9 +45,7 @@ class Reliability(eqx.Module):
 
     counts: EventCounts
 
-    def __init__(
-        self, members: int, thresholds: Sequence[float] | int, above: bool = True
-    ):
+    def __init__(self, members: int, thresholds: Numbers | int, above: bool = True):
         """Set what counts as an event.
 
         Args:

@@ -1,6 +1,5 @@
 """Can an ensemble tell events from other cases? Hits against false alarms."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from skyens.scores._event_counts import EventCounts, at_least
 from skyens.scores._sums import Sums, ratio
+from skyens.scores._thresholds import Numbers
 
 
 class ROCCurve(NamedTuple):
@@ -35,9 +35,7 @@ class ROC(eqx.Module):
 
     counts: EventCounts
 
-    def __init__(
-        self, members: int, thresholds: Sequence[float] | int, above: bool = True
-    ):
+    def __init__(self, members: int, thresholds: Numbers | int, above: bool = True):
         """Set what counts as an event, with arguments and errors of `Reliability`."""
         self.counts = EventCounts(members, thresholds, above)
 

@@ -1,9 +1,12 @@
 """One update's forecasts, checked and brought to one form."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax import lax
+from jaxtyping import Array, Bool, DTypeLike, Float, PyTree
 
 from skyens.scores._sums import Sums
 
@@ -22,22 +25,20 @@ class Sample(NamedTuple):
         if self.valid is None:
             members = self.ensemble.shape[0]
             return jnp.full((1,) * self.truth.ndim, members, self.truth.dtype)
-        count = jnp.sum(self.valid, axis=0, dtype=self.truth.dtype)
-        return jnp.maximum(count, 1)
+        return jnp.maximum(self._number, 1)
 
     def weights_of(self, least: int) -> Float[Array, "*points"]:
         """Return the weights, 0 at points with fewer than `least` valid members."""
         if self.valid is None:
             return self.weights
-        enough = jnp.sum(self.valid, axis=0) >= least
-        return jnp.where(enough, self.weights, 0)
+        return jnp.where(self._number >= least, self.weights, 0)
 
     @property
     def has_members(self) -> Bool[Array, "*points"]:
         """Whether a point has any valid member."""
         if self.valid is None:
             return jnp.ones((1,) * self.truth.ndim, bool)
-        return self.valid.any(axis=0)
+        return self._number > 0
 
     def departures(self, reference: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the members minus `reference`, 0 where they are masked."""
@@ -48,7 +49,47 @@ class Sample(NamedTuple):
 
     def mean_departure(self, reference: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the ensemble mean minus `reference`, exact at large offsets."""
-        return jnp.sum(self.departures(reference), axis=0) / self.count
+        return self.total(lambda departure: departure, reference) / self.count
+
+    def total(
+        self, term: Callable[[Array], PyTree], reference: Float[Array, "..."]
+    ) -> PyTree:
+        """Return sums over the valid members of what `term` makes of a departure."""
+
+        def each(member, valid=None):
+            departure = member - reference
+            if valid is None:
+                return term(departure)
+            # Masked entries may be NaN; a constant in their place cuts off gradients.
+            values = term(jnp.where(valid, departure, 0))
+            return jax.tree.map(
+                lambda x: jnp.where(valid, x, jnp.zeros_like(x)), values
+            )
+
+        rows = (self.ensemble,) if self.valid is None else (self.ensemble, self.valid)
+        return sum_rows(each, rows, self.truth.dtype)
+
+    @property
+    def _number(self) -> Float[Array, "*points"]:
+        """The valid members of each point, where any is masked."""
+        return sum_rows(lambda valid: valid, (self.valid,), self.truth.dtype)
+
+
+def sum_rows(
+    each: Callable[..., PyTree], rows: tuple[Array | None, ...], dtype: DTypeLike
+) -> PyTree:
+    """Return the sums of `each(*row)` over the rows of arrays with equal first axes.
+
+    One is added after another: on CPU ten times faster than a sum over the first axis.
+    """
+    values = lambda row: jax.tree.map(lambda x: x.astype(dtype), each(*row))
+    add = lambda total, row: (jax.tree.map(jnp.add, total, values(row)), None)
+    # Made of a row, as `shard_map` wants sums to vary from the start as terms do.
+    none = jax.tree.map(
+        lambda x: 0 * jnp.isnan(x).astype(dtype),
+        values(jax.tree.map(lambda x: x[0], rows)),
+    )
+    return lax.scan(add, none, rows)[0]
 
 
 def sample(

@@ -39,13 +39,22 @@ class Spectra(eqx.Module):
     strong as the truth. The coherence is of sums, `|sum(f o)|^2 / (sum(f^2) sum(o^2))`.
 
     Fields end with (latitude, longitude) of `sht.grid`, and a field is scored as a
-    whole: `weights` and `where` broadcast against the axes before these two, with the
-    members first for `where`. The spread is over fields with two valid members. All
-    members' coefficients are held at once. Arguments and state otherwise: see
-    `Statistic`.
+    whole: `weights` have length 1 along these two, and a field that `where` masks
+    anywhere does not count. The spread is over fields with two valid members. All
+    members' coefficients are held at once. Arguments and state: see `Statistic`.
     """
 
     sht: sphere.SphericalHarmonics
+
+    @property
+    def event_axes(self) -> int:
+        """The trailing axes that are scored as a whole."""
+        return 2
+
+    @property
+    def grid(self) -> sphere.Grid:
+        """The grid of the fields."""
+        return self.sht.grid
 
     def init(self, shape: tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Sums:
         """Return the state that has seen nothing, with `shape` as kept axes."""
@@ -65,10 +74,20 @@ class Spectra(eqx.Module):
         """Return the state that has seen these forecasts too.
 
         Raises:
-            ValueError: as for every statistic, or the fields are not on `sht.grid`.
+            ValueError: as for every statistic, or the fields are not on `sht.grid`, or
+                `weights` vary along latitude or longitude.
         """
         self.sht.grid.check(ensemble, "ensemble")
         self.sht.grid.check(truth, "truth")
+        if weights is not None:
+            if any(n > 1 for n in weights.shape[-2:]):
+                raise ValueError(
+                    f"`weights` of shape {weights.shape} vary along latitude or "
+                    "longitude, but a field is scored as a whole: have 1 there."
+                )
+            weights = weights.reshape(weights.shape[:-2])
+        if where is not None:
+            where = where.all(axis=tuple(range(-min(where.ndim, 2), 0)))
         # Of a field as a whole, its first point stands for what counts.
         first = ensemble[..., 0, 0], truth[..., 0, 0]
         seen = sample(state, *first, weights, where)

@@ -63,10 +63,8 @@ class SpreadSkill(eqx.Module):
         seen = sample(state, ensemble, truth, weights, where, least=2)
         weight = seen.weights_of(least=2)
         error = seen.mean_departure(seen.truth)
-        anomalies = seen.departures(seen.truth) - error[None]
-        if seen.valid is not None:
-            anomalies = jnp.where(seen.valid, anomalies, 0)
-        variance = jnp.sum(anomalies**2, axis=0) / jnp.maximum(seen.count - 1, 1)
+        squares = seen.total(lambda x: (x - error) ** 2, seen.truth)
+        variance = squares / jnp.maximum(seen.count - 1, 1)
         expected = variance * (seen.count + 1) / seen.count
         if truth_error is not None:
             deviation = to_truth("truth_error", truth_error, seen.truth)

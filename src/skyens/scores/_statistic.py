@@ -36,6 +36,9 @@ class Statistic(Protocol[State]):
     `finalize(state)` gives the value, with `shape` in front; it is 0 where nothing
     valid was seen, which `state["weight"].value == 0` tells.
 
+    A statistic of whole fields or vectors (`Spectra`, some `MeanScore`) says in
+    `event_axes` how many trailing axes these have: along them `weights` have length 1.
+
     States are pytrees of fixed structure: they go through `lax.scan` and `jax.vmap`,
     into a checkpoint, and across devices by `all_merge`.
     """
@@ -66,8 +69,17 @@ class Statistic(Protocol[State]):
         ...
 
 
+@runtime_checkable
+class Monoid(Protocol[State]):
+    """What has states that merge: any `Statistic`, and `MemberStream`."""
+
+    def merge(self, first: State, second: State) -> State:
+        """Return the state that has seen what both have."""
+        ...
+
+
 def all_merge(
-    statistic: Statistic[State], state: State, axis_name: str | tuple[str, ...]
+    statistic: Monoid[State], state: State, axis_name: str | tuple[str, ...]
 ) -> State:
     """Return the merge of the states along a mapped axis, the same everywhere.
 

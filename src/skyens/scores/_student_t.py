@@ -12,7 +12,7 @@ from skyens.scores._incomplete_functions import (
     legendre,
     student_upper,
 )
-from skyens.scores._location_scale import standardise
+from skyens.scores._location_scale import standardise, widest_reach
 from skyens.scores._parameters import bring_together, positive
 
 
@@ -33,7 +33,7 @@ def crps_student_t(
     Half precision is computed in float32.
 
     Args:
-        df: the degrees of freedom, dimensionless.
+        df: the degrees of freedom, dimensionless; infinite for a normal distribution.
         location: the median, in any units.
         scale: of the distribution, in the same units.
         truth: what happened, in the same units. The four broadcast.
@@ -45,7 +45,7 @@ def crps_student_t(
     """
     dtype, points = bring_together(df=df, location=location, scale=scale, truth=truth)
     df, location, scale, truth = points
-    df, scale = positive(df), jnp.where(scale >= 0, scale, jnp.nan)
+    df, scale = _bounded(positive(df)), jnp.where(scale >= 0, scale, jnp.nan)
     finite = ~(df <= 0.5)
     score = _crps(jnp.where(finite, df, 1), truth - location, scale)
     # Adding the arguments keeps their NaN, and the slopes finite.
@@ -65,7 +65,7 @@ def log_score_student_t(
     precision is computed in float32.
 
     Args:
-        df: the degrees of freedom, dimensionless.
+        df: the degrees of freedom, dimensionless; infinite for a normal distribution.
         location: the median, in any units.
         scale: of the distribution, in the same units.
         truth: what happened, in the same units. The four broadcast.
@@ -80,7 +80,7 @@ def log_score_student_t(
     """
     dtype, points = bring_together(df=df, location=location, scale=scale, truth=truth)
     df, location, scale, truth = points
-    df, scale = positive(df), positive(scale)
+    df, scale = _bounded(positive(df)), positive(scale)
     tail = jnp.log1p(((truth - location) / scale) ** 2 / df)
     peak = gamma_ratio(df / 2) / jnp.sqrt(math.pi * df)
     return (jnp.log(scale) - jnp.log(peak) + (df + 1) / 2 * tail).astype(dtype)
@@ -88,7 +88,7 @@ def log_score_student_t(
 
 @jax.custom_jvp
 def _crps(df, error, scale):
-    by_error, by_scale = _slopes(df, standardise(error, scale, _reach(error)))
+    by_error, by_scale = _slopes(df, standardise(error, scale, widest_reach(error)))
     return error * by_error + scale * by_scale
 
 
@@ -96,7 +96,7 @@ def _crps(df, error, scale):
 def _tangent(primals, tangents):
     df, error, scale = primals
     df_dot, error_dot, scale_dot = tangents
-    standardised = standardise(error, scale, _reach(error))
+    standardised = standardise(error, scale, widest_reach(error))
     (by_error, by_scale), (bend_error, bend_scale) = jax.jvp(
         lambda df: _slopes(df, standardised), (df,), (jnp.ones_like(df),)
     )
@@ -115,20 +115,22 @@ def _slopes(df, standardised):
     # power pass 1 together with df: each less 1, by df - 1.
     excess = df - 1
     decay = -0.5 * jnp.log1p(size**2 / df)
-    loss = _log_constant(df)
+    ratio, loss = _constants(df)
     rest = decay * exponential_slope(excess * decay)
     rest -= loss * exponential_slope(excess * loss)
-    return by_error, 2 * jnp.sqrt(df / math.pi) * gamma_ratio(df / 2) * rest
+    return by_error, 2 * jnp.sqrt(df / math.pi) * ratio * rest
 
 
-def _log_constant(df):
-    """Return `log(r(df / 2) / r(df - 1/2)) / (df - 1)` with r the `gamma_ratio`.
+def _constants(df):
+    """Return `r(df / 2)` and `log(r(df / 2) / r(df - 1/2)) / (df - 1)`.
 
-    Near 1 it is minus half the mean of the slope of log r between the two arguments.
+    Here `r` is the `gamma_ratio`. Near 1 the second is minus half the mean of the slope
+    of log r between the two arguments.
     """
     near = jnp.abs(df - 1) < 0.25
     close, far = jnp.where(near, df, 1), jnp.where(near, 2, df)
-    quotient = jnp.log(gamma_ratio(far / 2) / gamma_ratio(far - 0.5)) / (far - 1)
+    ratio, *quotient = gamma_ratio(jnp.stack([df / 2, far / 2, far - 0.5]))
+    quotient = jnp.log(quotient[0] / quotient[1]) / (far - 1)
     nodes, weights = (
         jnp.asarray(x, df.dtype).reshape(-1, *[1] * df.ndim) for x in legendre(8)
     )
@@ -136,8 +138,9 @@ def _log_constant(df):
     log_ratio = lambda x: jnp.log(gamma_ratio(x))
     _, slopes = jax.jvp(log_ratio, (between,), (jnp.ones_like(between),))
     mean = jnp.sum(weights * slopes, axis=0)
-    return jnp.where(near, -0.5 * mean, quotient)
+    return ratio, jnp.where(near, -0.5 * mean, quotient)
 
 
-def _reach(like):
-    return float(jnp.finfo(like.dtype).max) ** 0.25
+def _bounded(df):
+    """Return `df`, without end 1e30: there the distribution has become normal."""
+    return jnp.where(df > 1e30, 1e30, df)

@@ -64,6 +64,9 @@ def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _reduce(values: Array, keep: int) -> tuple[Array, Array]:
     zero = np.zeros((), values.dtype)
+    # Constant weights would be added up while compiling, for minutes; and joined to
+    # this sum, the sums over members before it would read memory crosswise.
+    values = lax.optimization_barrier(values)
     pairs = values, jnp.zeros_like(values)
     high, low = lax.reduce(pairs, (zero, zero), _add, tuple(range(keep, values.ndim)))
     return high, low

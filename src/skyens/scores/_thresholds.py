@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
-from skyens.scores._sample import Sample
+from skyens.scores._sample import Sample, sum_rows
 
+Numbers = Sequence[float | int] | Real[np.ndarray, " _"]
 Thresholds = tuple[float, ...] | int
 
 
-def check_thresholds(thresholds: Sequence[float] | int) -> Thresholds:
+def check_thresholds(thresholds: Numbers | int) -> Thresholds:
     """Return thresholds as a tuple of floats, or how many each update will bring.
 
     Raises:
@@ -88,7 +88,7 @@ def forecast_and_event(
     share = share_of_members(seen, happens)
     event = happens(seen.truth).astype(seen.truth.dtype)
     # NaN compares as false, and must not pass as a member without the event.
-    lost = jnp.isnan(seen.departures(seen.truth)).any(axis=0) | jnp.isnan(threshold)
+    lost = (seen.total(jnp.isnan, seen.truth) > 0) | jnp.isnan(threshold)
     lost &= seen.has_members
     spoil = lambda x: jnp.where(lost, jnp.nan, x)
     return spoil(share), jnp.where(seen.has_members, spoil(event), 0)
@@ -97,18 +97,11 @@ def forecast_and_event(
 def share_of_members(
     seen: Sample, condition: Callable[[Float[Array, "..."]], Bool[Array, "..."]]
 ) -> Float[Array, "..."]:
-    """Return the share of the valid members that meet a condition, point by point.
-
-    Counted member after member: on CPU ten times faster than a sum over the first axis.
-    """
+    """Return the share of the valid members that meet a condition, point by point."""
     members = lax.stop_gradient(seen.ensemble)
     if seen.valid is None:
-        rows = (members,)
-        meets = lambda row: condition(row[0]).astype(members.dtype)
+        count = sum_rows(condition, (members,), seen.truth.dtype)
     else:
-        rows = members, seen.valid
-        meets = lambda row: (condition(row[0]) & row[1]).astype(members.dtype)
-    # Made of a member, as `shard_map` wants sums to vary from the start as terms do.
-    none = 0 * meets(jax.tree.map(lambda x: x[0], rows))
-    count, _ = lax.scan(lambda count, row: (count + meets(row), None), none, rows)
+        meets = lambda row, valid: condition(row) & valid
+        count = sum_rows(meets, (members, seen.valid), seen.truth.dtype)
     return count / seen.count

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._incomplete_functions import legendre
 from skyens.scores._limits import array_limits, inside
+from skyens.scores._location_scale import widest_reach
 from skyens.scores._normal_functions import (
     LOG_ROOT_TWO_PI,
     REACH,
@@ -66,11 +67,12 @@ def crps_truncated_normal(
     )
     mean, std, truth, lower, upper = points
     std = jnp.where((std >= 0) & (lower < upper), std, jnp.nan)
-    sure = std == 0
+    # So small that slopes of quotients overflow, the spread is as good as none.
+    sure = std <= float(jnp.finfo(std.dtype).tiny) ** 0.4
     inner = inside(truth, lower, upper)
+    error = inner - inside(mean, lower, upper)
     spread = jnp.where(sure, 1, std)
     score = spread * _standard_scores(_place(mean, spread, inner, lower, upper))[0]
-    error = inner - inside(mean, lower, upper)
     score = jnp.where(sure, error * jnp.sign(error), score)
     beyond = truth - inner
     return (score + beyond * jnp.sign(beyond)).astype(dtype)
@@ -183,7 +185,7 @@ def _central(place):
 def _tail(place):
     """Divide all by the density at the start, which lies beyond the mean."""
     use = ~place.central & ~place.narrow
-    reach = float(jnp.finfo(place.start.dtype).max) ** 0.25
+    reach = widest_reach(place.start)
     start = jnp.where(use, jnp.minimum(place.start, reach), 1)
     distance = jnp.where(use, place.distance, 0)
     bounded = use & (place.width < REACH)
@@ -203,7 +205,8 @@ def _tail(place):
     squares = _squares(start, ratios[0], deficits[0], ratios[3], deficits[3])
     beyond = _squares(end, ratios[2], deficits[2], ratios[4], deficits[4])
     squares += lost * (lost * width - 2 * to_end) - beyond * fall(width) ** 2
-    crps = distance - 2 * to_truth / mass + squares / mass**2
+    # Not by the square, whose own square, in the slope, may be no normal number.
+    crps = distance - 2 * to_truth / mass + squares / mass / mass
     return crps, distance * (start + distance / 2) + jnp.log(mass)
 
 

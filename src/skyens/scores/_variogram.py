@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from skyens.scores._checks import check_known
 from skyens.scores._crps import enough_members
 from skyens.scores._events import gather_events
 from skyens.scores._members import check_alpha, check_members
@@ -54,6 +55,7 @@ def variogram_score(
         ValueError: `order` is not positive or `alpha` outside [0, 1], there are no
             members, or one and `alpha > 0`, `event_axes` are not there, `weights` are
             no square of the event's size, or the shapes do not broadcast.
+        EquinoxRuntimeError: a known weight is negative.
 
     Source: Scheuerer & Hamill (2015), Mon. Wea. Rev. 143, 1321-1334.
     """
@@ -70,6 +72,7 @@ def variogram_score(
             f"`weights` must have shape {(size, size)}, one for each pair of entries "
             f"of the event, got {weights.shape}."
         )
+    weights = check_known("weights", "not negative", weights, lambda x: ~(x < 0))
     weights = weights.astype(dtype)
     count, enough = enough_members(alpha, members[:, 0], valid)
     present = jnp.ones(truth_there.shape, dtype)

@@ -9,6 +9,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from skyens.scores._crps import enough_members
 from skyens.scores._members import check_alpha, check_members, gather
 from skyens.scores._sorting import in_blocks
 from skyens.scores._weighted_crps import Weight, weigh
@@ -50,7 +51,8 @@ def vertically_rescaled_crps(
         The score, in the units and dtype of the ensemble.
 
     Raises:
-        ValueError: as `crps` does, or `centre` does not broadcast to the points.
+        ValueError: as `crps` does, or `centre` does not broadcast to the points, or
+            `weight` returns another shape.
         EquinoxRuntimeError: a known weight is negative or not finite.
 
     Source: Allen et al. (2023), SIAM/ASA J. Uncertain. Quantif. 11, 906-940, section
@@ -70,14 +72,14 @@ def vertically_rescaled_crps(
             f"{at_truth.shape}."
         ) from None
     departures = seen.masked(seen.members - centre[None])
-    count = jnp.broadcast_to(seen.count, at_truth.shape)
-    enough = count >= jnp.where(alpha > 0, 2, 1).astype(count.dtype)
+    count, enough = enough_members(alpha, seen.members, seen.valid)
+    count = jnp.broadcast_to(count, at_truth.shape)
     # The truth stands last, as one more member whose weight counts the other way.
     stacked = (
         jnp.concatenate([departures, jnp.where(enough, seen.truth - centre, 0)[None]]),
         jnp.concatenate([weights, jnp.where(enough, at_truth, 0)[None]]),
     )
-    score = _rescaled(alpha, *stacked, jnp.maximum(count, 1))
+    score = _rescaled(alpha, *stacked, count)
     return jnp.where(enough, score, 0).astype(dtype)
 
 

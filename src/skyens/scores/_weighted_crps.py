@@ -52,7 +52,8 @@ def threshold_weighted_crps(
 
     Raises:
         ValueError: as `crps` does, or known numbers have `lower > upper`, or a
-            threshold does not broadcast to the points, or both kinds are given.
+            threshold does not broadcast to the points, or both kinds are given, or
+            `chaining` returns another shape.
 
     Source: Gneiting & Ranjan (2011), J. Bus. Econ. Stat. 29, 411-422; Allen et al.
         (2023), SIAM/ASA J. Uncertain. Quantif. 11, 906-940.
@@ -65,8 +66,7 @@ def threshold_weighted_crps(
         chaining = _clip_to(lower, upper, seen.truth)
     elif not _is_everything(lower, upper):
         raise ValueError("Give `chaining`, or `lower` and `upper`, but not both.")
-    apply = lambda x: chaining(x).astype(seen.truth.dtype)
-    members, at_truth = jax.vmap(apply)(seen.members), apply(seen.truth)
+    members, at_truth = _evaluate("chaining", chaining, seen)
     return crps(members, at_truth, alpha=alpha, where=seen.valid).astype(dtype)
 
 
@@ -100,7 +100,7 @@ def outcome_weighted_crps(
         The score, in the units and dtype of the ensemble.
 
     Raises:
-        ValueError: as `crps` does.
+        ValueError: as `crps` does, or `weight` returns another shape.
         EquinoxRuntimeError: a known weight is negative or not finite.
 
     Source: Holzmann & Klar (2017), Ann. Appl. Stat. 11, 2404-2431; Allen et al.
@@ -119,13 +119,28 @@ def weigh(
     """Return the weights of members, 0 where they are masked, and truth.
 
     Raises:
+        ValueError: it returns an array of another shape.
         EquinoxRuntimeError: a known weight is negative or not finite.
     """
-    apply = lambda x: weight(x).astype(seen.truth.dtype)
-    members = seen.masked(jax.vmap(apply)(seen.members))
+    members, at_truth = _evaluate("weight", weight, seen)
     fine = lambda x: (x >= 0) & (x < np.inf) | np.isnan(x)
     check = lambda x: check_known("weight", "finite and not negative", x, fine)
-    return check(members), check(apply(seen.truth))
+    return check(seen.masked(members)), check(at_truth)
+
+
+def _evaluate(name, function, seen):
+    """Return what a function of the points gives for each member and the truth."""
+
+    def apply(values):
+        result = function(values)
+        if result.shape != values.shape:
+            raise ValueError(
+                f"`{name}` must return an array of the points' shape, {values.shape}, "
+                f"got {result.shape}."
+            )
+        return result.astype(values.dtype)
+
+    return jax.vmap(apply)(seen.members), apply(seen.truth)
 
 
 def _is_everything(lower: Threshold, upper: Threshold) -> bool:
@@ -186,16 +201,19 @@ def _normalised(weights):
 
 
 def _value(weights, departures):
-    share, _ = _normalised(weights)
-    above, below, _ = _compare(share, departures)
+    # By the largest, not by their sum: those of an event are added up without rounding.
+    most = jnp.max(weights, axis=0, keepdims=True)
+    weights /= jnp.where(most > 0, most, 1)
+    above, below, _ = _compare(weights, departures)
     pulls = above * jnp.maximum(departures, 0) + below * jnp.maximum(-departures, 0)
-    return 2 * jnp.sum(share * pulls, axis=0)
+    total = jnp.maximum(jnp.sum(weights, axis=0), 1)
+    return 2 * jnp.sum(weights * pulls, axis=0) / total**2
 
 
 def _slopes(weights, departures):
     share, total = _normalised(weights)
     above, below, apart = _compare(share, departures)
-    by_departure = share * (_sign(departures, 0) + above - below)
+    by_departure = share * (jnp.sign(departures) + above - below)
     distance = jnp.abs(departures)
     excess = distance - jnp.sum(share * distance, axis=0, keepdims=True)
     excess -= apart - jnp.sum(share * apart, axis=0, keepdims=True)
@@ -216,11 +234,7 @@ def _compare(share, departures):
         above += jnp.where(value > departures, part, tied)
         below += jnp.where(value < departures, part, tied)
         gap = departures - value
-        return (above, below, apart + part * gap * _sign(gap, 0)), None
+        return (above, below, apart + part * gap * jnp.sign(gap)), None
 
     start = (jnp.zeros_like(departures),) * 3
     return lax.scan(compare, start, (share, departures))[0]
-
-
-def _sign(a, b):
-    return (a > b).astype(a.dtype) - (a < b).astype(a.dtype)
