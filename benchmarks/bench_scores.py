@@ -261,7 +261,7 @@ def table(case: str, threads: int, results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=7)

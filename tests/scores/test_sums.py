@@ -105,3 +105,15 @@ def test_a_sum_of_constants_is_not_left_to_the_compiler():
     compiled = total.lower().compile()
     assert time.perf_counter() - started < 5
     np.testing.assert_array_equal(compiled(), 721 * 1440)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_an_infinite_term_makes_the_sum_infinite_and_only_opposite_ones_nan(dtype):
+    def total(*terms):
+        sums = add_terms(empty_sums({"x": ()}, dtype), x=jnp.asarray(terms, dtype))
+        return float(merge_sums(sums, sums)["x"].value)
+
+    assert total(1, jnp.inf, 2) == np.inf
+    assert total(-jnp.inf, 1) == -np.inf
+    assert np.isnan(total(-jnp.inf, jnp.inf))
+    assert np.isnan(total(jnp.nan, 1))

@@ -12,8 +12,8 @@ linear maps.
   families; `quantile_score` and `interval_score` for parts of one.
 - Statistics (`RMSE`, `CRPS`, `SpreadSkill`, `RankHistogram`, `Reliability`, `ROC`,
   `Spectra` and others) add up what is needed of any number of forecasts, as the
-  `Statistic` protocol describes: states merge in any order, over time in `lax.scan`, and
-  over devices by `all_merge`. `MeanScore` makes one of any score; `MemberStream`
+  `Statistic` protocol describes: states merge in any order, over time in `lax.scan`,
+  and over devices by `all_merge`. `MeanScore` makes one of any score; `MemberStream`
   verifies members that are never held together.
 - How certain is it: `bootstrap` and `paired_bootstrap` of states, `diebold_mariano`,
   `benjamini_hochberg`. And mend it: `BiasCorrection`, `fit_emos`.

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from skyens.scores._checks import check_known
-from skyens.scores._members import gather, wide_dtype
+from skyens.scores._members import (
+    gather,
+    score_dtype,
+    wide_dtype,
+)
 
 
 class Ambiguity(NamedTuple):
@@ -42,7 +46,7 @@ def ambiguity_squared_error(
 
     Source: Krogh & Vedelsby (1995), Adv. Neural Inf. Process. Syst. 7, 231-238.
     """
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     count = jnp.maximum(seen.count, 1)
     mean = lambda x: jnp.sum(seen.masked(x), axis=0) / count
@@ -83,7 +87,7 @@ def ambiguity_cross_entropy(
             "`probabilities` lead with members, of which there must be 1, and end with "
             f"categories; got shape {probabilities.shape}."
         )
-    dtype = jnp.result_type(probabilities, target)
+    dtype = score_dtype(probabilities, target)
     wide = wide_dtype(dtype)
     fine = lambda x: ~(x < 0)
     probabilities = check_known("probabilities", "not negative", probabilities, fine)

@@ -8,7 +8,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from skyens.scores._members import check_alpha, check_members, gather
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    gather,
+    score_dtype,
+)
 from skyens.scores._sorting import in_blocks, sort_numbers, sort_rows
 
 # Measured on CPU: to 15 members all points at once are fastest, to 40 the unrolled
@@ -63,7 +68,7 @@ def crps(
         (2024), arXiv:2412.15832.
     """
     check_members(ensemble, axis)
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
     return _crps(alpha, *seen).astype(dtype)

@@ -9,7 +9,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from skyens.scores._crps import departures_of, enough_members, pull, term
-from skyens.scores._members import check_alpha, check_members, gather
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    gather,
+    score_dtype,
+)
 from skyens.scores._sorting import in_blocks, sort_bitonic
 
 
@@ -51,7 +56,7 @@ def crps_quantile_terms(
         Broecker (2012), Q. J. R. Meteorol. Soc. 138, 1611-1617.
     """
     check_members(ensemble, axis)
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
     return _terms(alpha, *seen).astype(dtype)

@@ -8,7 +8,10 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float
 
 from skyens.scores._events import Events, gather_events
-from skyens.scores._members import check_members
+from skyens.scores._members import (
+    check_members,
+    score_dtype,
+)
 from skyens.scores._multivariate_normal import log_score_multivariate_normal
 
 
@@ -92,7 +95,7 @@ def dawid_sebastiani_score(
     if localisation is not None:
         taper *= localisation.astype(dtype)
     score = _score(alpha, spare, taper, events).reshape(shape)
-    return score.astype(jnp.result_type(ensemble, truth))
+    return score.astype(score_dtype(ensemble, truth))
 
 
 def _score(

@@ -10,7 +10,11 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._crps import enough_members
 from skyens.scores._events import gather_events
-from skyens.scores._members import check_alpha, check_members
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    score_dtype,
+)
 from skyens.scores._sorting import in_blocks
 
 # Numbers of one block that stay in a core's cache, with what is made of them.
@@ -74,7 +78,7 @@ def energy_score(
     events, shape = gather_events(ensemble, truth, axis, event_axes, where)
     alpha = check_alpha(alpha, ensemble, axis, events.truth.dtype)
     score = _energy(float(beta), alpha, events.members, events.truth, events.valid)
-    return score.reshape(shape).astype(jnp.result_type(ensemble, truth))
+    return score.reshape(shape).astype(score_dtype(ensemble, truth))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

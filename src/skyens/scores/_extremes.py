@@ -8,7 +8,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from skyens.scores._members import gather
+from skyens.scores._members import (
+    gather,
+    score_dtype,
+)
 
 
 def extreme_forecast_index(
@@ -53,7 +56,7 @@ def extreme_forecast_index(
     p = _check_all_levels(levels, climate_quantiles.shape[0])
     names = "ensemble", "climate_quantiles[0]"
     seen = gather(ensemble, climate_quantiles[0], axis, where, names)
-    dtype = jnp.result_type(ensemble, climate_quantiles)
+    dtype = score_dtype(ensemble, climate_quantiles)
     quantiles = _to_points(climate_quantiles.astype(seen.truth.dtype), seen.truth.shape)
     theta = np.arcsin(np.sqrt(p))
     width = np.diff(theta)
@@ -133,7 +136,7 @@ def shift_of_tails(
         raise ValueError(f"`limit` must be positive, got {limit}.")
     names = "ensemble", "climate_quantile"
     seen = gather(ensemble, climate_quantile, axis, where, names)
-    dtype = jnp.result_type(ensemble, climate_quantile, climate_tail)
+    dtype = score_dtype(ensemble, climate_quantile, climate_tail)
     shape = seen.truth.shape
     tail = _to_points(climate_tail.astype(seen.truth.dtype)[None], shape)[0]
     # From the tail, so that nothing is lost at an offset.

@@ -10,7 +10,11 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._crps import enough_members
 from skyens.scores._events import gather_events
-from skyens.scores._members import check_alpha, check_members
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    score_dtype,
+)
 
 Kernel = Callable[[Float[Array, "event ..."], Float[Array, "event ..."]], Array]
 
@@ -95,7 +99,7 @@ def kernel_score(
     between = jnp.sum(to_all(actual), axis=0) / count
     score = (among + itself_of_truth) / 2 - between
     score = jnp.where(enough, score, 0).reshape(shape)
-    return score.astype(jnp.result_type(ensemble, truth))
+    return score.astype(score_dtype(ensemble, truth))
 
 
 class GaussianKernel(eqx.Module):

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from skyens.scores._members import score_dtype
+
 
 def array_limits(
     lower: float | Float[Array, "..."],
@@ -16,7 +18,7 @@ def array_limits(
     """
     if not isinstance(lower, Array) and not isinstance(upper, Array) and lower > upper:
         raise ValueError(f"`lower` is {lower}, more than `upper`, {upper}.")
-    dtype = jnp.result_type(*others)
+    dtype = score_dtype(*others)
     as_array = lambda x: x if isinstance(x, Array) else jnp.asarray(x, dtype)
     return as_array(lower), as_array(upper)
 

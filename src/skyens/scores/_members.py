@@ -47,7 +47,8 @@ def gather(
             broadcast.
     """
     check_members(ensemble, axis, names[0])
-    dtype = wide_dtype(jnp.result_type(ensemble, truth))
+    truth = jnp.asarray(truth)
+    dtype = wide_dtype(score_dtype(ensemble, truth))
     points = points_of(ensemble, truth, axis, names)
     members = lead_with_members(ensemble.astype(dtype), axis, points)
     truth = jnp.broadcast_to(truth.astype(dtype), points)
@@ -112,9 +113,9 @@ def check_together(**arrays: Array) -> tuple[int, ...]:
         ValueError: they do not broadcast.
     """
     try:
-        return jnp.broadcast_shapes(*(array.shape for array in arrays.values()))
+        return jnp.broadcast_shapes(*(jnp.shape(array) for array in arrays.values()))
     except ValueError:
-        shapes = (f"`{name}` {array.shape}" for name, array in arrays.items())
+        shapes = (f"`{name}` {jnp.shape(array)}" for name, array in arrays.items())
         raise ValueError(f"Shapes do not broadcast: {', '.join(shapes)}.") from None
 
 
@@ -124,6 +125,12 @@ def lead_with_members(array: Array, axis: int, points: tuple[int, ...]) -> Array
     missing = len(points) - (array.ndim - 1)
     array = jnp.expand_dims(array, tuple(range(1, 1 + missing)))
     return jnp.broadcast_to(array, (array.shape[0], *points))
+
+
+def score_dtype(*arrays: Array) -> DTypeLike:
+    """Return the dtype of a score of these arrays: of integers, the default float."""
+    dtype = jnp.result_type(*arrays)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.zeros(()).dtype
 
 
 def wide_dtype(dtype: DTypeLike) -> DTypeLike:

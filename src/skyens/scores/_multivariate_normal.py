@@ -6,7 +6,10 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from skyens.scores._members import wide_dtype
+from skyens.scores._members import (
+    score_dtype,
+    wide_dtype,
+)
 from skyens.scores._parameters import positive
 
 
@@ -45,7 +48,7 @@ def log_score_multivariate_normal(
             "`mean` (..., d), `cholesky` (..., d, d) and `truth` (..., d) do not "
             f"broadcast: {shapes}."
         )
-    dtype = jnp.result_type(mean, cholesky, truth)
+    dtype = score_dtype(mean, cholesky, truth)
     wide = wide_dtype(dtype)
     mean, truth = (jnp.broadcast_to(x.astype(wide), shape) for x in (mean, truth))
     factor = cholesky.astype(wide)

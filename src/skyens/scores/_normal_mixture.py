@@ -15,6 +15,7 @@ from skyens.scores._members import (
     check_together,
     lead_with_members,
     points_of,
+    score_dtype,
     wide_dtype,
 )
 from skyens.scores._normal_functions import LOG_ROOT_TWO_PI, REACH, balance, density
@@ -138,7 +139,7 @@ def _gather(mean, std, truth, weights, axis, where):
     given |= {} if weights is None else {"weights": weights}
     given |= {} if where is None else {"where": where}
     shape = check_together(**given)
-    dtype = jnp.result_type(mean, std, truth)
+    dtype = score_dtype(mean, std, truth)
     wide = wide_dtype(dtype)
     full = {name: jnp.broadcast_to(array, shape) for name, array in given.items()}
     check_members(full["mean"], axis, "mean")

@@ -3,7 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from skyens.scores._members import check_together, wide_dtype
+from skyens.scores._members import (
+    check_together,
+    score_dtype,
+    wide_dtype,
+)
 
 
 def bring_together(
@@ -11,15 +15,16 @@ def bring_together(
 ) -> tuple[DTypeLike, list[Float[Array, "*points"]]]:
     """Return the dtype of a score, and its arguments of one shape, widened.
 
-    Half precision becomes float32, in which it is computed.
+    Half precision becomes float32, in which it is computed; numbers become arrays.
 
     Raises:
         ValueError: the shapes do not broadcast.
     """
     shape = check_together(**arguments)
-    dtype = jnp.result_type(*arguments.values())
+    dtype = score_dtype(*arguments.values())
     wide = wide_dtype(dtype)
-    return dtype, [jnp.broadcast_to(x.astype(wide), shape) for x in arguments.values()]
+    points = (jnp.asarray(x).astype(wide) for x in arguments.values())
+    return dtype, [jnp.broadcast_to(x, shape) for x in points]
 
 
 def positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:

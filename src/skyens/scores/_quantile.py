@@ -13,6 +13,7 @@ from skyens.scores._members import (
     check_together,
     lead_with_members,
     points_of,
+    score_dtype,
     wide_dtype,
 )
 
@@ -49,7 +50,7 @@ def quantile_score(
     """
     check_members(quantiles, axis, "quantiles")
     levels = check_levels("levels", levels, quantiles.shape[axis])
-    dtype = jnp.result_type(quantiles, truth)
+    dtype = score_dtype(quantiles, truth)
     wide = wide_dtype(dtype)
     points = points_of(quantiles, truth, axis, ("quantiles", "truth"))
     quantiles = lead_with_members(quantiles.astype(wide), axis, points)
@@ -90,7 +91,7 @@ def interval_score(
     if not 0 < coverage < 1:
         raise ValueError(f"`coverage` must lie in (0, 1), got {coverage}.")
     shape = check_together(lower=lower, upper=upper, truth=truth)
-    dtype = jnp.result_type(lower, upper, truth)
+    dtype = score_dtype(lower, upper, truth)
     wide = wide_dtype(dtype)
     lower, upper, truth = (
         jnp.broadcast_to(x.astype(wide), shape) for x in (lower, upper, truth)
@@ -141,7 +142,7 @@ def weighted_interval_score(
             f"`lower` has {sizes[0]} intervals along axis {axis}, `upper` {sizes[1]}."
         )
     coverages = check_levels("coverages", coverages, sizes[0])
-    dtype = jnp.result_type(lower, upper, median, truth)
+    dtype = score_dtype(lower, upper, median, truth)
     wide = wide_dtype(dtype)
     one = lambda intervals: lax.index_in_dim(intervals, 0, axis, keepdims=False)
     points = check_together(

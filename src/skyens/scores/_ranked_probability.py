@@ -1,5 +1,7 @@
 """The ranked probability score: the Brier score, added up over thresholds."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -8,14 +10,19 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._brier import brier_of_errors
 from skyens.scores._checks import check_known
-from skyens.scores._members import check_alpha, check_members, gather
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    gather,
+    score_dtype,
+)
 
 
 def ranked_probability_score(
     ensemble: Float[Array, "..."],
     truth: Float[Array, "..."],
     *,
-    edges: Float[Array | np.ndarray, " edge"] | Float[Array, "edge ..."],
+    edges: Sequence[float] | Float[Array | np.ndarray, "edge ..."],
     alpha: float | Float[Array, ""] = 1.0,
     axis: int = 0,
     where: Bool[Array, "..."] | None = None,
@@ -46,7 +53,7 @@ def ranked_probability_score(
         Meteorol. Soc. 140, 1917-1923.
     """
     check_members(ensemble, axis)
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
     thresholds = _check_edges(edges, seen.truth)
@@ -63,13 +70,14 @@ def ranked_probability_score(
 
 
 def _check_edges(edges, truth):
+    edges = jnp.asarray(edges)
     if edges.ndim == 0 or edges.shape[0] == 0:
         raise ValueError(f"`edges` needs at least 1 edge, got shape {edges.shape}.")
     if not isinstance(edges, Tracer):
         ascending = lambda steps: ~(steps <= 0)
-        steps = jnp.diff(jnp.asarray(edges), axis=0)
+        steps = jnp.diff(edges, axis=0)
         check_known("edges", "ascending, and their steps positive", steps, ascending)
-    edges = jnp.asarray(edges, truth.dtype)
+    edges = edges.astype(truth.dtype)
     if edges.ndim == 1:
         edges = edges.reshape(-1, *(1,) * truth.ndim)
     else:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, PyTree
 
+from skyens.scores._members import score_dtype, wide_dtype
 from skyens.scores._sums import Sums
 
 
@@ -113,8 +114,7 @@ def sample(
         )
     if (members := ensemble.shape[0]) < least:
         raise ValueError(f"`ensemble` needs at least {least} members, got {members}.")
-    dtype = jnp.result_type(ensemble, truth)
-    dtype = jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+    dtype = wide_dtype(score_dtype(ensemble, truth))
     weights = jnp.ones((), dtype) if weights is None else weights.astype(dtype)
     weights = _pad_axes("weights", weights, truth.ndim)
     points = {

@@ -4,7 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from skyens.scores._checks import check_probability
-from skyens.scores._members import check_together, wide_dtype
+from skyens.scores._members import (
+    check_together,
+    score_dtype,
+    wide_dtype,
+)
 
 
 def seeps(
@@ -56,7 +60,7 @@ def seeps(
         dry_probability=dry_probability,
         heavy_threshold=heavy_threshold,
     )
-    dtype = jnp.result_type(forecast, truth)
+    dtype = score_dtype(forecast, truth)
     wide = wide_dtype(dtype)
     dry_probability = check_probability("dry_probability", dry_probability)
     forecast, truth, dry, heavy = (

@@ -40,7 +40,8 @@ class Sum(eqx.Module):
         """Return the same sum as a pair of another precision."""
         high = self.high.astype(dtype)
         rest = (self.high - high.astype(self.high.dtype)) + self.low
-        return Sum(*_two_sum(high, rest.astype(dtype)))
+        rest = jnp.where(jnp.isinf(high), 0, rest.astype(dtype))
+        return Sum(*_two_sum(high, rest))
 
     @property
     def value(self) -> Float[Array, "*shape"]:
@@ -52,7 +53,9 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return `a + b` rounded, and exactly what the rounding lost (Knuth)."""
     total = a + b
     share = total - a
-    return total, (a - (total - share)) + (b - share)
+    error = (a - (total - share)) + (b - share)
+    # An infinite sum has lost nothing, and infinity less infinity would be NaN.
+    return total, jnp.where(jnp.isinf(total), 0, error)
 
 
 def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

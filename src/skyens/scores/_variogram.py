@@ -8,7 +8,11 @@ from jaxtyping import Array, Bool, Float
 from skyens.scores._checks import check_known
 from skyens.scores._crps import enough_members
 from skyens.scores._events import gather_events
-from skyens.scores._members import check_alpha, check_members
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    score_dtype,
+)
 
 
 def variogram_score(
@@ -96,7 +100,7 @@ def variogram_score(
     entries = jnp.moveaxis(members, 1, 0), truth_there, weights, present
     score, _ = lax.scan(add, jnp.zeros(truth_there.shape[1:], dtype), entries)
     score = jnp.where(enough, score, 0).reshape(shape)
-    return score.astype(jnp.result_type(ensemble, truth))
+    return score.astype(score_dtype(ensemble, truth))
 
 
 def _power(difference: Float[Array, "..."], order: float) -> Float[Array, "..."]:

@@ -10,7 +10,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from skyens.scores._crps import enough_members
-from skyens.scores._members import check_alpha, check_members, gather
+from skyens.scores._members import (
+    check_alpha,
+    check_members,
+    gather,
+    score_dtype,
+)
 from skyens.scores._sorting import in_blocks
 from skyens.scores._weighted_crps import Weight, weigh
 
@@ -60,7 +65,7 @@ def vertically_rescaled_crps(
         the distance to the centre, are summed here as one integral.
     """
     check_members(ensemble, axis)
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     alpha = check_alpha(alpha, ensemble, axis, seen.truth.dtype)
     weights, at_truth = weigh(weight, seen)

@@ -10,7 +10,13 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.scores._checks import check_known
 from skyens.scores._crps import crps
-from skyens.scores._members import Members, check_alpha, check_members, gather
+from skyens.scores._members import (
+    Members,
+    check_alpha,
+    check_members,
+    gather,
+    score_dtype,
+)
 from skyens.scores._sorting import in_blocks
 
 Threshold = float | Float[Array | np.ndarray, "..."]
@@ -60,7 +66,7 @@ def threshold_weighted_crps(
     """
     check_members(ensemble, axis)
     check_alpha(alpha, ensemble, axis, float)
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     if chaining is None:
         chaining = _clip_to(lower, upper, seen.truth)
@@ -106,7 +112,7 @@ def outcome_weighted_crps(
     Source: Holzmann & Klar (2017), Ann. Appl. Stat. 11, 2404-2431; Allen et al.
         (2023), SIAM/ASA J. Uncertain. Quantif. 11, 906-940.
     """
-    dtype = jnp.result_type(ensemble, truth)
+    dtype = score_dtype(ensemble, truth)
     seen = gather(ensemble, truth, axis, where)
     weights, at_truth = weigh(weight, seen)
     departures = seen.members - seen.truth[None]
