@@ -98,5 +98,7 @@ def test_a_negative_standard_deviation_is_not_a_number():
 
 
 def test_shapes_that_do_not_broadcast_are_named():
-    with pytest.raises(ValueError, match=r"\(2,\), \(3,\) and \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"`mean` \(2,\), `std` \(3,\), `truth` \(3,\)"
+    ):
         crps_normal(jnp.zeros(2), jnp.ones(3), jnp.zeros(3))
