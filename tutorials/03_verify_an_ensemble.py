@@ -144,7 +144,7 @@ def reliability_of(card, index):
 
 
 with plot.style():
-    figure, ax = plt.subplots(figsize=(4.6, 4.6), dpi=72)
+    figure, ax = plt.subplots(figsize=(6, 4.1), dpi=72)
     curve = {"GEFS": reliability_of(raw, 1)}
     plot.reliability(curve, cases=days.size / 3, ax=ax, title="more than 10 mm")
 plt.show()
@@ -278,7 +278,7 @@ with plot.style():
 plt.show()
 
 with plot.style():
-    figure, ax = plt.subplots(figsize=(4.6, 4.6), dpi=72)
+    figure, ax = plt.subplots(figsize=(6, 4.1), dpi=72)
     curves = {name: reliability_of(card, 1) for name, card in cards.items()}
     plot.reliability(curves, cases=late.sum() / 3, ax=ax, title="more than 10 mm")
 plt.show()

@@ -1,5 +1,4 @@
 import math
-import time
 
 import chex
 import jax
@@ -99,12 +98,11 @@ def test_wrong_use_is_reported():
 
 
 def test_a_sum_of_constants_is_not_left_to_the_compiler():
-    """Weights that are 1 everywhere: folding their sum takes half a minute."""
-    total = jax.jit(lambda: Sum.over(jnp.ones((721, 1440), jnp.float32), 0).value)
-    started = time.perf_counter()
-    compiled = total.lower().compile()
-    assert time.perf_counter() - started < 5
-    np.testing.assert_array_equal(compiled(), 721 * 1440)
+    """Weights that are 1 everywhere: folding their sum takes it half a minute."""
+    total = lambda: Sum.over(jnp.ones((3, 4), jnp.float32), 0).value
+    steps = str(jax.make_jaxpr(total)())
+    assert -1 < steps.find("optimization_barrier") < steps.find("= reduce")
+    np.testing.assert_array_equal(jax.jit(total)(), 12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

@@ -77,7 +77,10 @@ def reliability(
     ax.set_xlabel("forecast probability")
     ax.set_ylabel("observed frequency")
     inset.set(xlim=(-0.02, 1.02), ylim=(0, None), xticks=[0, 0.5, 1])
-    return done(ax, title, legend="lower right")
+    ax = done(ax, title)
+    # Curves may run anywhere inside: the legend stands beside.
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
 
 
 @style()

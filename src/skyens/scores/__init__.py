@@ -8,7 +8,7 @@ linear maps.
   vectors and fields: `energy_score`, `variogram_score`, `dawid_sebastiani_score`,
   `kernel_score`, `fractions_skill_score`. With `alpha=1` they are fair: unbiased in the
   number of members.
-- Distributions in closed form: `crps_normal`, `log_score_normal`, and so on for a dozen
+- Distributions in closed form: `crps_normal`, `log_score_normal`, and so on for eleven
   families; `quantile_score` and `interval_score` for parts of one.
 - Statistics (`RMSE`, `CRPS`, `SpreadSkill`, `RankHistogram`, `Reliability`, `ROC`,
   `Spectra` and others) add up what is needed of any number of forecasts, as the
