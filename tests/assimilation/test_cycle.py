@@ -119,7 +119,8 @@ class Adaptive(eqx.Module):
     def __call__(self, background, observation, *, key=None):
         zero = jnp.asarray(0.0)
         successor = Adaptive(self.memory + 1)
-        info = Info(jnp.asarray(0), jnp.asarray(0), zero, zero, successor)
+        none = jnp.asarray(0)
+        info = Info(none, none, none, zero, zero, successor)
         return background + self.memory, info
 
 

@@ -62,11 +62,14 @@ def test_chi_square_is_that_of_the_dense_innovation_covariance():
 
 
 def test_counts_add_up_to_the_entries():
-    value = np.asarray([[1.0, np.nan], [2.0, 3.0]])
+    value = np.asarray([[1.0, np.nan, 0.0], [2.0, 3.0, 0.0]])
     mask = np.asarray([[True], [False]])
-    observation = Observation(value, lambda x: x, Diagonal(1.0), mask)
-    used, masked = counts(observation)
-    assert (int(used), int(masked)) == (1, 3)
+    wrong = np.asarray([False, True, True])  # of which one is missing, one masked
+    observation = Observation(
+        value, lambda x: x, Diagonal(1.0), mask, rejected=wrong[None] & mask
+    )
+    number = {name: int(count) for name, count in counts(observation).items()}
+    assert number == {"used": 1, "masked": 4, "rejected": 1}
 
 
 def test_split_takes_the_inexact_leaves_or_those_asked_for():

@@ -90,9 +90,8 @@ class Counting(eqx.Module):
 
     def __call__(self, background, observation, *, key=None):
         count = jnp.asarray(0)
-        info = Info(count, count, jnp.asarray(0.0), jnp.asarray(0.0))
         successor = Counting(self.calls + 1)
-        info = Info(info.used, info.masked, info.chi_square, jnp.ones(()), successor)
+        info = Info(count, count, count, jnp.zeros(()), jnp.ones(()), successor)
         noise = 0.0 if key is None else jr.normal(key, background.shape)
         return background + noise, info
 

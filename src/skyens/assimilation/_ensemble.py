@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int, Key, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Inexact, Int, Key, PyTree, Scalar
 
 from skyens.observations import Observation
 
@@ -16,19 +16,65 @@ from skyens.observations import Observation
 class Info(eqx.Module):
     """What an analysis says of itself; arrays, so that cycles can stack it.
 
-    `used` and `masked` count the observations. `chi_square` is the squared innovation
+    `used`, `masked` and `rejected` count the entries of the observation: those that
+    had a say, those that were absent, those that quality control refused. `chi_square`
+    is the squared innovation
     over what ensemble and errors expect of it, `d' (R + H P H')^-1 d / used`: near 1
     where they are consistent, above 1 where the background is overconfident, 0 where
     nothing is used. `degrees_of_freedom` is the number of independent pieces of
     information that the analysis takes from the observations, one number or a map.
     `method` is the successor of a method with memory, None for others.
+
+    The others are None where a method has no such thing: `overflow`, neighbours that a
+    localisation had no room for; `inflation`, the factor that was found; `iterations`,
+    and whether they `converged`; `log_evidence`, the log-density of the observations
+    given those before them; `effective_size`, the number of equally weighted particles
+    that are worth as much.
     """
 
     used: Int[Array, "..."]
     masked: Int[Array, "..."]
+    rejected: Int[Array, "..."]
     chi_square: Float[Array, "..."]
     degrees_of_freedom: Float[Array, "..."]
     method: Any = None
+    overflow: Int[Array, "..."] | None = None
+    inflation: Float[Array, "..."] | None = None
+    iterations: Int[Array, "..."] | None = None
+    converged: Bool[Array, "..."] | None = None
+    log_evidence: Float[Array, "..."] | None = None
+    effective_size: Float[Array, "..."] | None = None
+
+
+class Recorded(eqx.Module):
+    """The operator of what the members showed earlier, before the analysis time.
+
+    An observation within a window is predicted when the forecast passes its time. The
+    filter at the end of the window then takes these predictions, one for each member:
+    its own state no longer knows them.
+    """
+
+    predictions: Float[Array, "member *observation"]
+
+    def __call__(self, state: PyTree[Any]) -> Float[Array, "*observation"]:
+        """Refuse: only whole ensembles have these predictions.
+
+        Raises:
+            ValueError: always; variational and particle methods cannot use it.
+        """
+        raise ValueError(
+            "what was recorded along a window belongs to the members, not to one "
+            "state: use a filter of ensembles, or a method that holds the step."
+        )
+
+
+def predict_members(
+    background: PyTree[Array], observation: Observation
+) -> Float[Array, "member *observation"]:
+    """Return what each member shows, or has shown where that was recorded."""
+    if isinstance(observation.operator, Recorded):
+        return observation.operator.predictions
+    return jax.vmap(observation.predict)(background)
 
 
 def as_pytree(function: Callable) -> Callable:
@@ -98,21 +144,23 @@ def observe(
 ) -> tuple[Float[Array, "observation"], Float[Array, "member observation"]]:
     """Return innovation of the mean prediction, and predicted anomalies; both whitened.
 
-    Both are flat and 0 where masked. An error whose whitening depends on the residual
-    is linearised at that of the mean.
+    Both are flat and 0 where masked. An error that is not Gaussian, or depends on what
+    is predicted, is the Gaussian one that stands for it at the mean prediction.
     """
-    prediction = jax.vmap(observation.predict)(background)
+    prediction = predict_members(background, observation)
     mean, anomalies = centre(prediction.astype(wide(prediction.dtype)))
-    whiten = lambda residual: observation.error.whiten(residual, observation.mask)
-    innovation, linear = jax.linearize(whiten, observation.residual(mean))
-    white = jax.vmap(linear)(anomalies)
+    error = observation.gaussian_error(mean)
+    whiten = lambda residual: error.whiten(residual, observation.mask)
+    innovation = whiten(observation.residual(mean))
+    white = jax.vmap(whiten)(jnp.where(observation.mask[None], anomalies, 0))
     return innovation.reshape(-1), white.reshape(white.shape[0], -1)
 
 
-def counts(observation: Observation) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Return how many entries of the observation are used and how many are masked."""
-    used = jnp.sum(observation.mask)
-    return used, observation.mask.size - used
+def counts(observation: Observation) -> dict[str, Int[Array, ""]]:
+    """Return how many entries are `used`, `masked` and `rejected`, for an `Info`."""
+    used, rejected = jnp.sum(observation.mask), jnp.sum(observation.rejected)
+    masked = observation.mask.size - used - rejected
+    return {"used": used, "masked": masked, "rejected": rejected}
 
 
 def chi_square(

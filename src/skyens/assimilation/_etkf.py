@@ -169,13 +169,16 @@ class ETKF(eqx.Module):
         members = count_members(background)
         update, rest = split(background, self.where)
         innovation, anomalies = observe(background, observation)
-        used, masked = counts(observation)
+        number = counts(observation)
         turn = random_turn(self.rotate, members, anomalies.dtype, key)
         weights, change = transform(anomalies, innovation, self.decompose)
-        matrix = increment_matrix(weights, change, used > 0, self.inflation, turn)
+        matrix = increment_matrix(
+            weights, change, number["used"] > 0, self.inflation, turn
+        )
         analysis = jax.tree.map(partial(recombine, matrix), update)
-        consistency = chi_square(innovation, anomalies, weights, used)
-        info = Info(used, masked, consistency, degrees_of_freedom(change))
+        consistency = chi_square(innovation, anomalies, weights, number["used"])
+        freedom = degrees_of_freedom(change)
+        info = Info(**number, chi_square=consistency, degrees_of_freedom=freedom)
         return eqx.combine(analysis, rest), info
 
 

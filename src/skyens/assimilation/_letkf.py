@@ -111,7 +111,7 @@ class LETKF(eqx.Module):
                     "it out: LETKF(..., where=...)."
                 )
         innovation, anomalies = observe(background, observation)
-        used, masked = counts(observation)
+        number = counts(observation)
         turn = random_turn(self.rotate, members, anomalies.dtype, key)
         counted = observation.mask.reshape(-1)
 
@@ -132,8 +132,8 @@ class LETKF(eqx.Module):
         analysis, freedom = jax.lax.map(lambda x: row(*x), (index, taper, rows))
         analysis = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), analysis)
         weights, _ = transform(anomalies, innovation, self.decompose)
-        consistency = chi_square(innovation, anomalies, weights, used)
-        info = Info(used, masked, consistency, freedom)
+        consistency = chi_square(innovation, anomalies, weights, number["used"])
+        info = Info(**number, chi_square=consistency, degrees_of_freedom=freedom)
         return eqx.combine(analysis, rest), info
 
 

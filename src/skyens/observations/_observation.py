@@ -25,6 +25,11 @@ class Observation(eqx.Module):
     changes neither a result nor a gradient, as long as the operator's derivative is
     finite there.
 
+    An error law may depend on what is predicted (`error.at(prediction)`) and need not
+    be Gaussian. Whatever whitens (`innovation`, `linearise`, every Kalman filter) then
+    uses the Gaussian law that stands for it there, see `gaussian_error`; `log_prob` and
+    `sample` use the law itself.
+
     An observation whose operator is a Module or a function is a pytree of arrays only:
     it passes through `jax.jit`, `vmap` and `scan`.
     """
@@ -33,6 +38,7 @@ class Observation(eqx.Module):
     operator: Callable[[Any], Array]
     error: Error
     mask: Bool[Array, "*observation"]
+    rejected: Bool[Array, "*observation"]
     coordinates: dict[str, Float[Array, "*observation"]] | None
 
     def __init__(
@@ -42,6 +48,8 @@ class Observation(eqx.Module):
         error: Error,
         mask: Bool[Array | np.ndarray, "..."] | None = None,
         coordinates: Mapping[str, Float[Array | np.ndarray, "..."]] | None = None,
+        *,
+        rejected: Bool[Array | np.ndarray, "..."] | None = None,
     ):
         """Put together what was seen.
 
@@ -53,6 +61,8 @@ class Observation(eqx.Module):
             coordinates: where each entry is, by name (`latitude` and `longitude` in
                 degrees); they broadcast to the value's shape. Those of the operator,
                 if it has any, when not given.
+            rejected: True where quality control has refused a value, which is masked
+                then and counted apart; broadcasts to the value's shape.
 
         Raises:
             ValueError: `value` is empty, or mask, coordinates or error do not fit its
@@ -75,7 +85,10 @@ class Observation(eqx.Module):
         self.value = value
         self.operator = _as_pytree(operator)
         self.error = error
-        self.mask = _fit("mask", mask, value.shape) & jnp.isfinite(value)
+        present = _fit("mask", mask, value.shape) & jnp.isfinite(value)
+        refused = jnp.asarray(False if rejected is None else rejected)
+        self.rejected = _fit("rejected", refused, value.shape) & jnp.isfinite(value)
+        self.mask = present & ~self.rejected
         self.coordinates = coordinates
         white = jax.eval_shape(error.whiten, value, self.mask)
         if white.shape != value.shape:
@@ -111,20 +124,53 @@ class Observation(eqx.Module):
         prediction = jnp.where(self.mask, prediction, 0).astype(dtype)
         return jnp.where(self.mask, value - prediction, 0)
 
+    def law(self, prediction: Float[Array, "*observation"]) -> Error:
+        """Return the law of the error, given what is predicted: `error.at`, if any."""
+        at = getattr(self.error, "at", None)
+        return self.error if at is None else at(prediction)
+
+    def gaussian_error(self, prediction: Float[Array, "*observation"]) -> Error:
+        """Return the Gaussian law that stands for the error about this prediction.
+
+        That is `error` itself if it is Gaussian. A robust law says by
+        `law.gaussian(residual, mask)` how much it trusts each value; methods that
+        iterate ask again at each iterate (iteratively reweighted least squares). No
+        derivative goes through this choice.
+        """
+        law = self.law(jax.lax.stop_gradient(prediction))
+        gaussian = getattr(law, "gaussian", None)
+        if gaussian is None:
+            return law
+        return gaussian(jax.lax.stop_gradient(self.residual(prediction)), self.mask)
+
     def innovation(self, state: PyTree[Any]) -> Float[Array, "*observation"]:
         """Return `R^-1/2 (value - predict(state))`, 0 where masked, dimensionless."""
-        return self.error.whiten(self.residual(self.predict(state)), self.mask)
+        prediction = self.predict(state)
+        error = self.gaussian_error(prediction)
+        return error.whiten(self.residual(prediction), self.mask)
 
     def log_prob(self, state: PyTree[Any]) -> Scalar:
         """Return the log-likelihood of `state`, over the entries that count."""
-        return self.error.log_prob(self.residual(self.predict(state)), self.mask)
+        prediction = self.predict(state)
+        law = self.law(prediction)
+        return law.log_prob(self.residual(prediction), self.mask)
+
+    def reject(self, wrong: Bool[Array, "*observation"]) -> "Observation":
+        """Return the observation without the entries that are `wrong`.
+
+        They are masked, and counted as rejected; those that were masked before stay so.
+        """
+        rejected = self.rejected | (wrong & self.mask)
+        return eqx.tree_at(
+            lambda o: (o.mask, o.rejected), self, (self.mask & ~wrong, rejected)
+        )
 
     def sample(
         self, state: PyTree[Any], *, key: Key[Array, ""]
     ) -> Float[Array, "*observation"]:
         """Return a value that `state` might have given, at masked entries too."""
         prediction = self.predict(state)
-        return prediction + self.error.sample(prediction, key=key)
+        return prediction + self.law(prediction).sample(prediction, key=key)
 
     def linearise(
         self, state: PyTree[Any]
@@ -153,7 +199,12 @@ class Observation(eqx.Module):
         """
         operator = _Composed(self.operator, f)
         return Observation(
-            self.value, operator, self.error, self.mask, self.coordinates
+            self.value,
+            operator,
+            self.error,
+            self.mask,
+            self.coordinates,
+            rejected=self.rejected,
         )
 
 
