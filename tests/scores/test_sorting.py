@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from skyens.scores._sorting import in_blocks, sort_bitonic, sort_numbers, sort_rows
+from skyens.scores._sorting import in_blocks, sort_bitonic, sort_padded, sort_rows
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 7, 20])
@@ -27,7 +27,17 @@ def test_numbers_are_sorted_as_numpy_sorts_them(members):
     array = jr.normal(jr.key(0), (members, 5), jnp.float32).round(1)
     array = array.at[-1, 3].set(-jnp.inf)
     expected = np.sort(array, axis=0)
-    chex.assert_trees_all_equal(jax.jit(sort_numbers)(array), expected)
+    ordered = jax.jit(sort_padded)(array)
+    chex.assert_trees_all_equal(ordered[:members], expected)
+    assert (ordered[members:] == jnp.inf).all()
+
+
+@pytest.mark.parametrize("members", [6, 50])
+def test_a_nan_is_never_lost(members):
+    array = jr.normal(jr.key(2), (members, members))
+    array = jnp.where(jnp.eye(members, dtype=bool), jnp.nan, array)
+    ordered = jax.jit(sort_padded)(array)
+    np.testing.assert_array_equal(jnp.isnan(ordered).sum(0), 1)
 
 
 @pytest.mark.parametrize("members", [7, 100])

@@ -14,7 +14,7 @@ from skyens.scores._members import (
     gather,
     score_dtype,
 )
-from skyens.scores._sorting import in_blocks, sort_numbers, sort_rows
+from skyens.scores._sorting import in_blocks, sort_padded, sort_rows
 
 # Measured on CPU: to 15 members all points at once are fastest, to 40 the unrolled
 # network in blocks of 1024 points, then merges in blocks that fit the innermost cache.
@@ -159,12 +159,27 @@ def _value_unrolled(alpha, members, truth, valid):
 
 def _value_staged(alpha, members, truth, valid):
     count, enough = enough_members(alpha, members, valid)
-    departures = sort_numbers(departures_of(members, truth, valid))
-    rank = jnp.arange(1, members.shape[0] + 1, dtype=members.dtype)[:, None]
-    value = jnp.sum(term(alpha, departures, rank, count[None]), axis=0)
-    # Sorting may lose a NaN. A sum of absolute values is NaN for no other reason.
-    lost = jnp.isnan(jnp.sum(jnp.abs(members - truth[None]), axis=0))
-    return jnp.where(enough, jnp.where(lost, jnp.nan, value), 0)
+    departures = sort_padded(departures_of(members, truth, valid))
+    rank = jnp.arange(1, departures.shape[0] + 1, dtype=members.dtype)[:, None]
+    terms = term(alpha, departures, rank, count[None])
+    # A NaN may have moved behind the members that count.
+    terms = jnp.where(jnp.isnan(departures), jnp.nan, terms)
+    return jnp.where(enough, _sum_rows(terms), 0)
+
+
+def _sum_rows(rows: Float[Array, "member points"]) -> Float[Array, "points"]:
+    """Return the sum over the leading axis, whose length is a power of two.
+
+    Up to 64 rows are added by one operation. Given more than one thread, the CPU would
+    leave a `sum` to its pool of them, and wait for it, at every block.
+    """
+    while (length := rows.shape[0]) > 1:
+        groups = rows.reshape(min(length, 64), -1, rows.shape[1])
+        parts = list(groups)
+        while len(parts) > 1:
+            parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        rows = parts[0]
+    return rows[0]
 
 
 def departures_of(members, truth, valid):
