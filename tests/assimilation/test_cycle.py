@@ -1,3 +1,6 @@
+from functools import partial
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -5,30 +8,40 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from skyens import dynamics
-from skyens.assimilation import ETKF, Info, cycle, kalman_update
+from skyens import dynamics, scores
+from skyens.assimilation import (
+    ETKF,
+    AgainstObservations,
+    BootstrapFilter,
+    Info,
+    Information,
+    Replace,
+    Weighted,
+    cycle,
+    kalman_update,
+)
 from skyens.observations import Diagonal, Index, Linear, Observation
 
 KEY = jr.key(7)
 STATIC = ("steps_between", "start", "version")
 everything = Index(np.arange(40))
-
-
-def lorenz96(state, forcing=None, *, key=None):
-    """One Runge-Kutta step of 0.05 of Lorenz (1996) with forcing 8."""
-
-    def tendency(x):
-        return (jnp.roll(x, -1) - jnp.roll(x, 2)) * jnp.roll(x, 1) - x + 8.0
-
-    a = tendency(state)
-    b = tendency(state + 0.025 * a)
-    c = tendency(state + 0.025 * b)
-    d = tendency(state + 0.05 * c)
-    return state + 0.05 / 6 * (a + 2 * b + 2 * c + d)
+lorenz96 = dynamics.Lorenz96()
 
 
 def noisy(state, forcing, *, key):
     return 0.9 * state + forcing + 0.1 * jr.normal(key, state.shape)
+
+
+def still(state, forcing=None, *, key=None):
+    return state
+
+
+def in_a_tuple(value) -> Any:
+    return (value,)
+
+
+def single(background, observation, *, key=None):
+    return background.astype(jnp.float32), None
 
 
 def nothing(background, observation, *, key=None):
@@ -126,7 +139,6 @@ class Adaptive(eqx.Module):
 
 def test_a_method_s_memory_is_carried_and_returned():
     observe = lambda value: Observation(value, lambda state: state, Diagonal(1.0))
-    still = lambda state, forcing=None, *, key=None: state
     method, data = Adaptive(jnp.asarray(1.0)), jnp.zeros((3, 1))
     result = cycle(still, method, jnp.zeros((2, 1)), observe, data, key=KEY)
     np.testing.assert_array_equal(result.analyses[:, 0, 0], [1.0, 3.0, 6.0])
@@ -171,4 +183,121 @@ def test_wrong_use_is_reported():
     with pytest.raises(ValueError, match="`data` holds no array"):
         run(ensemble, {})
     with pytest.raises(ValueError, match="at least 2 members, got 1"):
-        run(ensemble[:1], data)
+        cycle(still, ETKF(), ensemble[:1], observe, data, key=KEY)
+    with pytest.raises(ValueError, match="`truth` must have the 4 times of `data`"):
+        run(ensemble, data, truth=data[:3])
+    with pytest.raises(ValueError, match=r"lie outside of its window. Mask the steps"):
+        run(ensemble, jnp.ones((4, 3, 1)), steps_between=2, asynchronous=True)
+    with pytest.raises(ValueError, match=r"must return an Observation .* got tuple"):
+        cycle(still, nothing, ensemble, in_a_tuple, data, key=KEY)
+    with pytest.raises(ValueError, match="`checkpoint` must divide the 4 analyses"):
+        cycle(still, nothing, ensemble, observe, data, key=KEY, checkpoint=3)
+    with pytest.raises(ValueError, match=r"Got float32\[2, 3\] for float64\[2, 3\]"):
+        cycle(still, single, ensemble, observe, data, key=KEY)
+    with pytest.raises(ValueError, match=r"start from Weighted\(ensemble0\)"):
+        cycle(still, BootstrapFilter(), ensemble, observe, data, key=KEY)
+
+
+def test_weighted_members_move_and_their_weights_stay():
+    members = jr.normal(jr.key(5), (6, 2))
+    weighted = Weighted(members, jnp.arange(6.0))
+    observe = lambda value: Observation(value, lambda state: state, Diagonal(1.0))
+    twice = lambda state, forcing=None, *, key=None: 2 * state
+    result = cycle(
+        twice,
+        nothing,
+        weighted,
+        observe,
+        jnp.zeros((3, 2)),
+        key=KEY,
+        failures=Replace(7 * float(abs(members).max())),
+        diagnostics={"spread": AgainstObservations(scores.SpreadSkill())},
+    )
+    np.testing.assert_allclose(result.ensemble.log_weights, weighted.log_weights)
+    np.testing.assert_array_equal(result.analyses.members[1], 4 * members)
+    assert int(result.failed[0]) == int(result.failed[1]) == 0 < int(result.failed[2])
+    assert np.isfinite(result.diagnostics["spread"].spread)
+
+
+def test_gradients_through_many_cycles_are_finite_whatever_is_computed_again():
+    start = jnp.full(40, 8.0).at[0].add(0.01)
+    truth = dynamics.rollout(lorenz96, start, 250)[200:]
+    values = truth + jr.normal(jr.key(0), truth.shape)
+    # Fewer observations than members: C has equal eigenvalues.
+    observe = lambda value: Observation(
+        value, Index(np.arange(0, 40, 4)), Diagonal(1.0)
+    )
+
+    @partial(jax.jit, static_argnums=(2, 3))
+    def loss(inflation, ensemble, times, checkpoint):
+        result = cycle(
+            lorenz96,
+            ETKF(inflation),
+            ensemble,
+            observe,
+            values[:times, ::4],
+            key=KEY,
+            checkpoint=checkpoint,
+            reduce=lambda ensemble: ensemble.mean(0),
+        )
+        return jnp.mean((result.analyses - truth[:times]) ** 2)
+
+    ensemble = start[None] + jr.normal(jr.key(1), (16, 40))
+    slope = jax.grad(loss, argnums=(0, 1))
+    assert all(np.isfinite(x).all() for x in slope(1.05, ensemble, 50, 10))
+    # A few cycles, before chaos takes the digits that differences need.
+    inflation, members = slope(1.05, ensemble, 4, 2)
+    direction = jr.normal(jr.key(2), ensemble.shape)
+    for exact, move in (
+        (inflation, lambda e: loss(1.05 + e, ensemble, 4, 2)),
+        (
+            jnp.vdot(members, direction),
+            lambda e: loss(1.05, ensemble + e * direction, 4, 2),
+        ),
+    ):
+        difference = (move(1e-5) - move(-1e-5)) / 2e-5
+        np.testing.assert_allclose(exact, difference, rtol=1e-6)
+
+
+def test_it_maps_over_experiments():
+    generator = np.random.default_rng(6)
+    matrix, values = generator.normal(size=(2, 3)), generator.normal(size=(4, 1, 2))
+    ensemble, values = jnp.asarray(generator.normal(size=(5, 3))), jnp.asarray(values)
+    step = lambda state, forcing=None, *, key=None: 0.9 * jnp.roll(state, 1)
+    observe = lambda value: Observation(value, Linear(matrix), Diagonal(0.7))
+
+    def run(inflation, values, key):
+        return cycle(
+            step,
+            ETKF(inflation, rotate=True),
+            ensemble,
+            observe,
+            values,
+            key=key,
+            failures=Replace(1e3),
+            diagnostics={"info": Information()},
+        )
+
+    settings = jnp.asarray([1.0, 1.2]), jnp.stack([values[:, 0], -values[:, 0]])
+    keys = jr.split(KEY, 2)
+    both = jax.jit(jax.vmap(run))(*settings, keys)
+    second = run(settings[0][1], settings[1][1], keys[1])
+    np.testing.assert_allclose(both.analyses[1], second.analyses, rtol=1e-10)
+    chi_square = second.diagnostics["info"].chi_square
+    np.testing.assert_allclose(both.diagnostics["info"].chi_square[1], chi_square)
+
+
+def test_float32_stays_and_a_clock_passes_through():
+    ensemble = {
+        "x": jr.normal(jr.key(8), (4, 2), jnp.float32),
+        "clock": jnp.zeros(4, int),
+    }
+    tick = lambda state, forcing=None, *, key=None: {
+        "x": state["x"] * 0.5,
+        "clock": state["clock"] + 1,
+    }
+    observe = lambda value: Observation(value, lambda s: s["x"], Diagonal(1.0))
+    data = jnp.zeros((3, 2), jnp.float32)
+    result = cycle(tick, ETKF(), ensemble, observe, data, key=KEY, failures=Replace())
+    assert result.analyses["x"].dtype == jnp.float32
+    assert result.ensemble["clock"].tolist() == [3] * 4

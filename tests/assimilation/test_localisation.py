@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skyens import sphere
-from skyens.assimilation import Localisation, gaspari_cohn
+from skyens.assimilation import Localisation, Moving, Plane, Step, gaspari_cohn
 from skyens.observations import Diagonal, Interpolate, Observation
 
 GRID = sphere.equiangular(7, 12)
@@ -67,7 +67,8 @@ def test_gaspari_cohn_is_smooth_positive_and_ends_at_two():
 def dense(table, count):
     """The table's weights as an array (latitude, longitude, observation)."""
     weights = np.zeros((7, 12, count))
-    np.put_along_axis(weights, np.asarray(table.index), np.asarray(table.taper), -1)
+    i, j, _ = np.ogrid[:7, :12, :1]
+    np.add.at(weights, (i, j, np.asarray(table.index)), np.asarray(table.taper))
     return weights
 
 
@@ -120,17 +121,55 @@ def test_it_serves_only_the_observations_it_was_built_for():
         operator = Interpolate(GRID, latitude, coordinates["longitude"] + 360)
         return Observation(np.zeros(15), operator, Diagonal(1.0), mask)
 
-    index, _ = table.neighbours(observation(coordinates["latitude"]))
+    index, *_ = table.neighbours(observation(coordinates["latitude"]))
     chex.assert_trees_all_equal(index, table.index)
     third = np.arange(15) == 2
     moved = coordinates["latitude"] + np.where(third, 0.1, 0.0)
     with pytest.raises(eqx.EquinoxRuntimeError, match="not where the localisation"):
         eqx.filter_jit(table.neighbours)(observation(moved))
-    index, _ = table.neighbours(observation(moved, ~third))
+    index, *_ = table.neighbours(observation(moved, ~third))
     chex.assert_trees_all_equal(index, table.index)
     fewer = Observation(np.zeros(3), lambda x: x, Diagonal(1.0))
     with pytest.raises(ValueError, match="built for 15 observations, got 3"):
         table.neighbours(fewer)
+
+
+def test_a_step_ends_at_the_length_itself():
+    line = {"x": np.arange(10.0)}
+    table = Localisation(
+        Plane(np.arange(10.0), period=10.0), line, length=2.0, taper=Step()
+    )
+    assert table.index.shape == (10, 5)
+    np.testing.assert_array_equal(table.taper, 1)
+    near = np.sort(np.asarray(table.index[0]))
+    np.testing.assert_array_equal(near, [0, 1, 2, 8, 9])
+
+
+def test_a_moving_table_is_the_table_built_for_these_stations():
+    coordinates = scattered()
+    table = Localisation(GRID, coordinates, length=2e6, radius=6e6)
+    moving = Moving(GRID, length=2e6, width=table.index.shape[2], radius=6e6)
+    seen = Observation(np.zeros(15), lambda x: x, Diagonal(1.0), None, coordinates)
+    near = eqx.filter_jit(moving.neighbours)(seen)
+    chex.assert_trees_all_close(near.taper, table.taper, rtol=1e-12)
+    assert int(near.overflow) == 0
+    np.testing.assert_array_equal(near.reached, table.reached)
+
+
+def test_a_moving_table_without_room_keeps_the_nearest_and_counts_the_others():
+    coordinates = scattered(5)
+    seen = Observation(np.zeros(5), lambda x: x, Diagonal(1.0), None, coordinates)
+    near = Moving(GRID, length=jnp.inf, width=2).neighbours(seen)
+    assert int(near.overflow) == 7 * 12 * 3
+    expected = np.argsort(angles(coordinates), axis=-1)[..., :2]
+    np.testing.assert_array_equal(near.index, expected)
+    # Masked stations take no room.
+    masked = eqx.tree_at(lambda o: o.mask, seen, np.asarray([1, 0, 0, 1, 0], bool))
+    near = Moving(GRID, length=jnp.inf, width=2).neighbours(masked)
+    assert int(near.overflow) == 0
+    np.testing.assert_array_equal(
+        np.sort(near.index), np.broadcast_to([0, 3], (7, 12, 2))
+    )
 
 
 def test_wrong_use_is_reported():
@@ -154,3 +193,7 @@ def test_wrong_use_is_reported():
         eqx.filter_jit(build)(jnp.asarray(jnp.inf))
     with pytest.raises(ValueError, match="`width` must be given under tracing"):
         jax.jit(lambda c: Localisation(GRID, c, length=1e6).taper)(coordinates)
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
+        Moving(GRID, length=1.0, width=0)
+    with pytest.raises(ValueError, match="`radius` goes with a"):
+        Localisation(Plane(np.arange(3.0)), {"x": np.zeros(1)}, length=1.0, radius=1.0)

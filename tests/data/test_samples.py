@@ -63,7 +63,38 @@ def test_radiosonde_and_topography_are_what_they_say():
     assert 1400 < at(39.7, 255) < 2500
 
 
-@pytest.mark.parametrize("name", ["ecmwf_ens", "era5_eda", "radiosonde", "topography"])
+def test_reports_are_what_they_say():
+    synop, sao = open_sample("synop"), open_sample("sao")
+    assert synop["temperature"].dims == sao["temperature"].dims == ("obs",)
+    assert synop.sizes["obs"] == 7848
+    assert sao.sizes["obs"] == 33634
+    assert np.unique(sao["station"].values).size == 1415
+    assert abs(synop["latitude"]).max() <= 90
+    # Warm at the equator, cold at the poles; no quality control was made.
+    by = synop["temperature"].groupby_bins("latitude", [-90, -60, -30, 30, 60, 90])
+    mean = by.mean()
+    assert mean[2] > mean[3] > mean[4]
+    assert synop["temperature"].max() > 370
+    assert sao["time"].min() >= np.datetime64("1995-03-17T23")
+    assert sao["time"].max() < np.datetime64("1995-03-19")
+
+
+def test_climatologies_are_what_they_say():
+    globe, ocean = open_sample("glosea4"), open_sample("coads")
+    assert globe["surface_temperature"].shape == (145, 192)
+    assert np.isfinite(globe["surface_temperature"]).all()
+    assert ocean["temperature"].attrs["units"] == "degC"
+    # Where both know the sea, they agree within what seasonal forecasts err.
+    there = globe["surface_temperature"].interp(
+        latitude=ocean["latitude"], longitude=ocean["longitude"]
+    )
+    tropics = (there - 273.15 - ocean["temperature"]).sel(latitude=slice(-20, 20))
+    assert abs(tropics.median()) < 2
+    pressure = ocean["mean_sea_level_pressure"]
+    assert 96_000 < pressure.min() < pressure.max() < 105_000
+
+
+@pytest.mark.parametrize("name", sorted(_samples._SAMPLES))
 def test_samples_are_in_memory_and_attributed(name):
     sample = open_sample(name)
     assert sample.attrs["license"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from skyens.observations import Dense, Diagonal, Error
+from skyens.observations._errors import solve, unchecked
 
 SIZE = 5
 
@@ -117,6 +118,27 @@ class ErrorsTest(chex.TestCase):
         assert [error.independent for error, _ in both(6)] == [True, False]
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, mask=masks)
+def test_solve_is_the_inverse_of_what_the_mask_keeps(seed, mask):
+    residual = np.random.default_rng(seed + 1).normal(size=SIZE)
+    for error, matrix in both(seed):
+        solution = solve(error, jnp.asarray(residual), jnp.asarray(mask))
+        expected = np.zeros(SIZE)
+        expected[mask] = np.linalg.solve(matrix[np.ix_(mask, mask)], residual[mask])
+        scale = np.abs(expected).max(initial=1)
+        np.testing.assert_allclose(solution, expected, rtol=1e-8, atol=1e-9 * scale)
+
+
+def test_an_unchecked_law_lets_nan_pass_and_the_constructor_does_not():
+    law = unchecked(jnp.asarray([2.0, jnp.nan, jnp.inf]))
+    mask = jnp.asarray([True, False, True])
+    np.testing.assert_array_equal(law.whiten(jnp.ones(3), mask), [0.5, 0.0, 0.0])
+    slope = jax.grad(lambda law: law.log_prob(jnp.ones(3), mask))(law).std
+    assert slope[1] == 0
+    assert np.isnan(law.whiten(jnp.ones(3), jnp.ones(3, bool))[1])
+
+
 def test_gradient_in_std_is_the_derivative_of_the_density():
     residual, mask = jnp.asarray([1.5, -0.5]), jnp.ones(2, bool)
     slope = jax.grad(lambda error: error.log_prob(residual, mask))(Diagonal(0.8)).std
@@ -131,12 +153,19 @@ def test_wrong_use_is_reported():
         Diagonal(float("nan"))
     with pytest.raises(eqx.EquinoxRuntimeError, match="`std` must be finite and above"):
         eqx.filter_jit(Diagonal)(jnp.asarray(-1.0))
-    with pytest.raises(eqx.EquinoxRuntimeError, match="smallest eigenvalue is -1"):
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"smallest eigenvalue .* is -1"):
         Dense(np.asarray([[1.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(eqx.EquinoxRuntimeError, match="finite and symmetric: 2 of 4"):
         Dense(np.asarray([[1.0, 0.5], [0.4, 1.0]]))
     with pytest.raises(eqx.EquinoxRuntimeError, match="must be positive definite"):
         eqx.filter_jit(Dense)(jnp.asarray([[1.0, 2.0], [2.0, 1.0]]))
+    twice = np.asarray([[1.0, 2, 2], [2, 5, 5], [2, 5, 5]])
+    with pytest.raises(eqx.EquinoxRuntimeError, match="entries 1 and 2 are duplicates"):
+        Dense(twice)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="must be positive definite"):
+        eqx.filter_jit(Dense)(jnp.asarray(twice))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="smallest variance is 0"):
+        Dense(np.diag([1.0, 0.0]))
     residual, mask = jnp.ones(3), jnp.ones(3, bool)
     with pytest.raises(ValueError, match=r"\(2,\) does not broadcast .* \(3,\)"):
         Diagonal(np.ones(2)).whiten(residual, mask)

@@ -1,4 +1,5 @@
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 
 from skyens import sphere
-from skyens.observations import Dense, Diagonal, Index, Interpolate, Linear, Observation
+from skyens.assimilation import ETKF
+from skyens.observations import (
+    Dense,
+    Diagonal,
+    Index,
+    Interpolate,
+    Linear,
+    Observation,
+    WindDirection,
+)
 
 see = lambda state: jnp.sin(state[:4]) * state[4]
 VALUE = np.asarray([0.3, np.nan, -0.2, 1.1])
@@ -173,7 +183,69 @@ def test_coordinates_come_from_the_operator_or_broadcast():
     assert Observation(np.zeros(2), see, Diagonal(1.0)).coordinates is None
 
 
+@pytest.mark.parametrize("error", errors())
+def test_solve_undoes_the_covariance_of_what_counts(error):
+    observation = Observation(VALUE, see, error, MASK)
+    matrix = error.covariance if isinstance(error, Dense) else jnp.diag(error.std**2)
+    residual = jnp.asarray([1.0, jnp.nan, 5.0, -2.0])
+    solution = observation.solve(residual)
+    kept = np.asarray(matrix)[np.ix_(USED, USED)]
+    np.testing.assert_allclose(solution[USED], np.linalg.solve(kept, residual[USED]))
+    np.testing.assert_array_equal(solution[~USED], 0)
+    again = observation.solve(residual, observation.predict(STATE))
+    np.testing.assert_array_equal(again, solution)
+    white = error.whiten(residual, observation.mask)
+    np.testing.assert_allclose(solution[USED] @ residual[USED], white @ white)
+
+
+def test_what_is_periodic_goes_the_shortest_way_round():
+    value = np.asarray([350.0, 10.0, 90.0, np.nan])
+    observation = Observation(value, see, Diagonal(2.0), period=360)
+    prediction = jnp.asarray([10.0, 350.0, 270.0, jnp.nan])
+    residual = observation.residual(prediction)
+    np.testing.assert_array_equal(residual, [-20.0, 20.0, -180.0, 0.0])
+    again = observation.residual(prediction + 720)
+    np.testing.assert_allclose(again, residual, atol=1e-12)
+    slope = jax.jacobian(observation.residual)(prediction)
+    np.testing.assert_array_equal(slope, np.diag([-1.0, -1, -1, 0]))
+    mixed = np.asarray([360.0, np.inf, np.inf, np.inf])
+    partly = Observation(value, see, Diagonal(2.0), period=mixed)
+    np.testing.assert_array_equal(partly.residual(prediction), [-20.0, -340, -180, 0])
+    pulled = observation.pullback(lambda z: 2.0 * z)
+    np.testing.assert_array_equal(pulled.residual(prediction), residual)
+
+
+def test_members_on_both_sides_of_north_are_averaged_there():
+    members = jnp.asarray([[359.0, 10.0], [1.0, 12.0], [3.0, 14.0]])
+    observation = Observation(np.zeros(2), lambda x: x, Diagonal(1.0), period=360)
+    unwrapped = observation.unwrap(members)
+    np.testing.assert_array_equal(unwrapped[:, 0], [359.0, 361.0, 363.0])
+    np.testing.assert_array_equal(unwrapped[:, 1], members[:, 1])
+    plain = Observation(np.zeros(2), lambda x: x, Diagonal(1.0))
+    assert plain.unwrap(members) is members
+    # A filter turns northerly winds no further than it would turn southerly ones.
+    wind = jr.normal(jr.key(4), (6, 2)) + jnp.asarray([[0.0, -8.0]])
+    here = lambda state: (state[0], state[1])
+    direction = lambda value: Observation(
+        np.asarray(value), WindDirection(), Diagonal(5.0)
+    ).pullback(here)
+    north, _ = ETKF()(wind, direction(10.0))
+    south, _ = ETKF()(-wind, direction(190.0))
+    np.testing.assert_allclose(north, -south, rtol=1e-9)
+    assert np.abs(north - wind).max() < 3
+
+
 def test_wrong_use_is_reported():
+    with pytest.raises(
+        eqx.EquinoxRuntimeError, match=r"latitude.*in \[-90, 90\]: 1 of"
+    ):
+        Observation(
+            VALUE, see, Diagonal(1.0), coordinates={"latitude": np.full(1, 91.0)}
+        )
+    with pytest.raises(
+        ValueError, match=r"`period` of shape \(3,\) does not broadcast"
+    ):
+        Observation(VALUE, see, Diagonal(1.0), period=np.ones(3))
     with pytest.raises(ValueError, match="`value` is empty"):
         Observation(np.zeros(0), see, Diagonal(1.0))
     with pytest.raises(ValueError, match=r"`mask` of shape \(3,\) does not broadcast"):

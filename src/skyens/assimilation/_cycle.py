@@ -1,16 +1,24 @@
 """Cycling: forecast, observe, analyse, again and again, in one scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from skyens.assimilation._cycle_kinds import (
+    FilterCycle,
+    Parts,
+    WindowCycle,
+    empty_sums,
+)
+from skyens.assimilation._diagnostics import Diagnostic
 from skyens.assimilation._ensemble import as_pytree, count_members
+from skyens.assimilation._failures import Replace
+from skyens.assimilation._progress import Bar
 from skyens.dynamics import Purpose, member_keys, run_key
 from skyens.observations import Observation
 
@@ -18,10 +26,21 @@ from skyens.observations import Observation
 class Cycle(eqx.Module):
     """What a cycled assimilation leaves behind.
 
-    `analyses`, `backgrounds` and `infos` have a leading time axis, one entry for each
-    analysis; the first two hold whole ensembles, or what `reduce` made of them.
-    `ensemble` and `method` are the last analysis and the method as its memory left it:
-    a further cycle starts from them.
+    `analyses` and `backgrounds` have a leading time axis, one entry for each time of
+    `data`; they hold whole ensembles, or what `reduce` made of them. `infos` has one
+    entry for each analysis. `ensemble` and `method` are the last analysis and the
+    method as its memory left it: a further cycle starts from them.
+
+    Of windows, both are the ensembles at the times of observation: forecasts through
+    the window, from its background and from its analysis. They are those of the first
+    window that has seen an observation, so that with a shift of 1 an analysis knows
+    the observations up to its time, as a filter's does. `starts` are the analyses at
+    the windows' starts, one for each window, and `ensemble` stands where the next one
+    would start.
+
+    `failed` counts the members that were replaced, for each analysis. `diagnostics`
+    holds the results by name, and `sums` what they were made of, to be merged with
+    those of other cycles. They are None where nothing of the kind was asked for.
     """
 
     analyses: PyTree[Any]
@@ -29,6 +48,10 @@ class Cycle(eqx.Module):
     infos: PyTree[Any]
     ensemble: PyTree[Array]
     method: Any
+    starts: PyTree[Any] = None
+    failed: Any = None
+    diagnostics: Any = None
+    sums: Any = None
 
 
 def cycle(
@@ -44,6 +67,14 @@ def cycle(
     reduce: Callable[[Any], Any] | None = None,
     start: np.datetime64 | str | None = None,
     version: int = 0,
+    asynchronous: bool = False,
+    window: int | None = None,
+    shift: int | None = None,
+    failures: Replace | None = None,
+    diagnostics: Mapping[str, Diagnostic] | None = None,
+    truth: PyTree[Array] | None = None,
+    checkpoint: bool | int = False,
+    progress: bool | str = False,
 ) -> Cycle:
     """Alternate `steps_between` forecast steps and an analysis, once for each datum.
 
@@ -51,31 +82,65 @@ def cycle(
     steps later. All runs in one `jax.lax.scan`: neither memory nor compile time grow
     with the number of cycles, but for what is kept of each.
 
+    Three kinds of cycle:
+
+    - A filter analyses each datum when its time has come. This is the default.
+    - With `asynchronous`, observations are made at every step: `data` has two leading
+      axes, times and `steps_between`, and each observation is predicted when the
+      forecast passes its time. The filter then takes all those since the last analysis
+      at once, as one observation with a leading axis of steps, with the correlations
+      between then and now. Its operator knows only the members: for ensemble methods.
+    - With `window`, the method is one that holds the step (4D-Var, IEnKS): it gets the
+      background at the start of a window of so many data, and their observations
+      stacked on a leading axis, of which entry i is made `(i + 1) * steps_between`
+      steps after the start. Its analysis is of the start too, and the step carries it
+      on to the start of the next window, `shift` data later. Where windows overlap,
+      what an earlier one has seen is masked: each observation is used once.
+
     Args:
         step: `step(state, forcing=None, *, key=None) -> state`, for one member.
         method: `method(background, observation, *, key) -> (analysis, info)`. One with
             memory returns its successor as `info.method`, of the same structure.
-        ensemble0: the initial members, any pytree with a leading member axis.
+        ensemble0: the initial members, any pytree with a leading member axis, or
+            `Weighted`: the step moves its members and keeps the weights.
         observe: makes the observation of one time from its slice of `data`, inside the
             scan: stations may move and be missing, in arrays of static shape.
         data: arrays with a leading axis of analysis times.
         key: of the run. A member's step gets that of `dynamics.member_keys` with the
             number of the step folded in, as in `dynamics.rollout`, so it does not
             depend on how many others run.
-        steps_between: steps from one analysis to the next.
+        steps_between: steps from one analysis (of a window: datum) to the next.
         forcings: what is prescribed at each step, arrays with a leading axis of
             analysis times `* steps_between`, the same for all members.
-        reduce: `reduce(ensemble)` is kept in place of whole ensembles: a mean, say.
+        reduce: `reduce(ensemble)` is kept in place of whole ensembles: a mean, say, or
+            `moments`.
         start: the time of `ensemble0`, and
         version: the number of the model, for the keys, see `dynamics.run_key`.
+        asynchronous: whether there are data of every step.
+        window: length of a window, in data; None for a filter.
+        shift: from one window to the next, in data; all of the window when None.
+        failures: replaces members that failed in the forecast to an analysis, or to the
+            start of a window, and counts them; None to take them as they are.
+        diagnostics: statistics by name: `AgainstObservations(scores.Desroziers())`,
+            `AgainstTruth`, `Information`, say. Weighted members are resampled for them.
+        truth: the true states at the times of `data`, for diagnostics, stacked.
+        checkpoint: True to compute each cycle anew in reverse mode, so that a gradient
+            stores one ensemble for each cycle and nothing from inside; a number to do
+            so by that many cycles too, so that it stores one for each of these: near
+            the root of the number of cycles memory is least, for a third forecast.
+        progress: whether to show a bar, or what to write before it.
 
     Raises:
-        ValueError: `steps_between` is below 1, `data` or `forcings` have not the
-            leading axis they need, or the ensemble has fewer than two members.
+        ValueError: `steps_between` is below 1, `data`, `truth` or `forcings` have not
+            the leading axes they need, leaves disagree on the number of members, the
+            windows do not fit the data or do not go with other arguments, the method
+            returns an analysis that is not like its background, or `checkpoint` does
+            not divide the number of analyses.
+        EquinoxRuntimeError: more members failed at a time than `failures` allows.
     """
     if steps_between < 1:
         raise ValueError(f"`steps_between` must be at least 1, got {steps_between}.")
-    members = count_members(ensemble0)
+    members = count_members(ensemble0, least=1)
     times = _length("data", data)
     if times is None:
         raise ValueError("`data` holds no array, so there is no time to analyse.")
@@ -84,41 +149,136 @@ def cycle(
         raise ValueError(
             f"`forcings` must have {times} * {steps_between} steps, got {steps}."
         )
-    keep = (lambda ensemble: ensemble) if reduce is None else reduce
+    if (true := _length("truth", truth)) not in (None, times):
+        raise ValueError(f"`truth` must have the {times} times of `data`, got {true}.")
+    if asynchronous:
+        _check_steps(data, steps_between)
+    if window is None and shift is not None:
+        raise ValueError("`shift` moves a window: give its length as `window`.")
+    if window is not None:
+        shift = window if shift is None else shift
+        _check_window(method, times, window, shift, steps_between, asynchronous, steps)
     step_key, analysis_key = (
         run_key(key, purpose, start=start, version=version)
         for purpose in (Purpose.STEP, Purpose.ANALYSE)
     )
-    keys = member_keys(step_key, members)
     memory, fixed = eqx.partition(as_pytree(method), eqx.is_array)
-
-    def forecast(ensemble, x):
-        forcing, number = x
-        one = lambda state, key: step(state, forcing, key=jr.fold_in(key, number))
-        return jax.vmap(one)(ensemble, keys), None
-
-    def analyse(carry, x):
-        ensemble, memory = carry
-        datum, forcing, number = x
-        numbers = number * steps_between + jnp.arange(steps_between)
-        background, _ = jax.lax.scan(forecast, ensemble, (forcing, numbers))
-        method = eqx.combine(memory, fixed)
-        analysis, info = method(
-            background, observe(datum), key=jr.fold_in(analysis_key, number)
-        )
-        if (successor := getattr(info, "method", None)) is not None:
-            memory = eqx.filter(successor, eqx.is_array)
-        kept = keep(analysis), keep(background), eqx.filter(info, eqx.is_array)
-        return (analysis, memory), kept
-
-    shape = (times, steps_between)
-    forcings = jax.tree.map(lambda f: f.reshape(*shape, *f.shape[1:]), forcings)
-    initial = (jax.tree.map(jnp.asarray, ensemble0), memory)
-    (ensemble, memory), (analyses, backgrounds, infos) = jax.lax.scan(
-        analyse, initial, (data, forcings, jnp.arange(times))
+    parts = Parts(
+        step=step,
+        fixed=fixed,
+        observe=observe,
+        keep=(lambda ensemble: ensemble) if reduce is None else reduce,
+        failures=failures,
+        keys=member_keys(step_key, members),
+        analysis_key=analysis_key,
+        steps_between=steps_between,
     )
-    method = eqx.combine(memory, fixed)
-    return Cycle(analyses, backgrounds, infos, ensemble, method)
+    arrays = lambda tree: jax.tree.map(jnp.asarray, tree)
+    series = arrays((data, truth, forcings))
+    if window is None or shift is None:
+        kind = FilterCycle(parts, times, series, asynchronous)
+    else:
+        kind = WindowCycle(parts, times, series, window, shift)
+    named = dict(diagnostics or {})
+    carry = kind.start(arrays(ensemble0), memory)
+    sums = empty_sums(named, kind.analyse, carry, kind.xs)
+    bar = Bar(kind.analyses, progress if isinstance(progress, str) else "Cycling")
+
+    def body(carry, x):
+        carry, sums = carry
+        update = lambda sums, seen: {
+            n: d.update(sums[n], seen) for n, d in named.items()
+        }
+        carry, sums, kept = kind.analyse(carry, x, sums, update)
+        if progress:
+            bar.tell(x[-1])
+        return (carry, sums), kept
+
+    (carry, sums), kept = _scan(body, (carry, sums), kind.xs, kind.analyses, checkpoint)
+    result = Cycle(
+        ensemble=carry.ensemble,
+        method=eqx.combine(carry.memory, fixed),
+        diagnostics={n: d.finalize(sums[n]) for n, d in named.items()} or None,
+        sums=sums or None,
+        **kind.collect(carry, kept),
+    )
+    if failures is None or result.failed is None:
+        return result
+    checked, rest = eqx.partition(result, eqx.is_array)
+    return eqx.combine(failures.check(checked, result.failed, members), rest)
+
+
+def _scan(body, carry, xs, length: int, checkpoint: bool | int):
+    """A scan whose body is computed again in reverse mode, if asked, at two levels."""
+    if not checkpoint:
+        return jax.lax.scan(body, carry, xs, length=length)
+    # A loop already keeps the compiler from undoing the recomputation.
+    body = jax.checkpoint(body, prevent_cse=False)
+    if checkpoint is True:
+        return jax.lax.scan(body, carry, xs, length=length)
+    if checkpoint < 1 or length % checkpoint:
+        raise ValueError(
+            f"`checkpoint` must divide the {length} analyses, got {checkpoint}."
+        )
+    shape = (length // checkpoint, checkpoint)
+    part = jax.checkpoint(
+        lambda carry, xs: jax.lax.scan(body, carry, xs), prevent_cse=False
+    )
+    split = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), xs)
+    carry, kept = jax.lax.scan(part, carry, split)
+    return carry, jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), kept)
+
+
+def _check_steps(data: PyTree[Any], steps_between: int) -> None:
+    """Check that there are data of every step, where observations have their own.
+
+    Raises:
+        ValueError: an observation would be made outside of its window.
+    """
+    for leaf in jax.tree.leaves(data):
+        if jnp.shape(leaf)[1:2] != (steps_between,):
+            raise ValueError(
+                "asynchronous `data` have two leading axes, times and the "
+                f"{steps_between} steps of `steps_between`, got the shape "
+                f"{jnp.shape(leaf)}: an observation of another step would lie outside "
+                "of its window. Mask the steps without one."
+            )
+
+
+def _check_window(
+    method: Any,
+    times: int,
+    window: int,
+    shift: int,
+    steps_between: int,
+    asynchronous: bool,
+    steps: int | None,
+) -> None:
+    """Check that windows cover all data, each used once.
+
+    Raises:
+        ValueError: they do not, or do not go with the other arguments.
+    """
+    if not 1 <= shift <= window:
+        raise ValueError(
+            f"`shift` must lie in [1, {window}], the `window`, got {shift}: otherwise "
+            "observations lie outside of all windows."
+        )
+    if times < window or (times - window) % shift:
+        raise ValueError(
+            f"{times} data do not make windows of {window} with a shift of {shift}: "
+            f"their number must be {window} + a multiple of {shift}, or observations "
+            "lie outside of all windows."
+        )
+    if asynchronous or steps is not None:
+        raise ValueError(
+            "with `window` the method runs the step by itself: leave `asynchronous` "
+            "and `forcings` out, and choose `steps_between` as small as is needed."
+        )
+    if (own := getattr(method, "steps_between", steps_between)) != steps_between:
+        raise ValueError(
+            f"the method has steps_between={own}, the cycle {steps_between}."
+        )
 
 
 def _length(name: str, tree: PyTree[Any]) -> int | None:

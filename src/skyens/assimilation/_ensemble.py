@@ -26,10 +26,10 @@ class Info(eqx.Module):
     `method` is the successor of a method with memory, None for others.
 
     The others are None where a method has no such thing: `overflow`, neighbours that a
-    localisation had no room for; `inflation`, the factor that was found; `iterations`,
-    and whether they `converged`; `log_evidence`, the log-density of the observations
-    given those before them; `effective_size`, the number of equally weighted particles
-    that are worth as much.
+    localisation had no room for, and `unreached`, observations that are near no point;
+    `inflation`, the factor that was found; `iterations`, and whether they `converged`;
+    `log_evidence`, the log-density of the observations given those before them; `effective_size`, the number of equally weighted particles
+    that are worth as much; `smoothed`, what a smoother now knows of the past.
     """
 
     used: Int[Array, "..."]
@@ -39,11 +39,13 @@ class Info(eqx.Module):
     degrees_of_freedom: Float[Array, "..."]
     method: Any = None
     overflow: Int[Array, "..."] | None = None
+    unreached: Int[Array, "..."] | None = None
     inflation: Float[Array, "..."] | None = None
     iterations: Int[Array, "..."] | None = None
     converged: Bool[Array, "..."] | None = None
     log_evidence: Float[Array, "..."] | None = None
     effective_size: Float[Array, "..."] | None = None
+    smoothed: Any = None
 
 
 class Recorded(eqx.Module):
@@ -83,11 +85,11 @@ def as_pytree(function: Callable) -> Callable:
     return jax.tree_util.Partial(function) if bare else function
 
 
-def count_members(ensemble: PyTree[Array]) -> int:
+def count_members(ensemble: PyTree[Array], *, least: int = 2) -> int:
     """Return the size of the leading axis that all leaves share.
 
     Raises:
-        ValueError: they share none, or there are fewer than two members.
+        ValueError: they share none, or there are fewer than `least` members.
     """
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(ensemble)}
     if len(sizes) != 1 or () in sizes:
@@ -97,8 +99,11 @@ def count_members(ensemble: PyTree[Array]) -> int:
             f"shapes {shapes}."
         )
     ((members,),) = sizes
-    if members < 2:
-        raise ValueError(f"the ensemble needs at least 2 members, got {members}.")
+    if members < least:
+        plural = "s" if least > 1 else ""
+        raise ValueError(
+            f"the ensemble needs at least {least} member{plural}, got {members}."
+        )
     return members
 
 
@@ -147,12 +152,21 @@ def observe(
     Both are flat and 0 where masked. An error that is not Gaussian, or depends on what
     is predicted, is the Gaussian one that stands for it at the mean prediction.
     """
-    prediction = predict_members(background, observation)
+    prediction = observation.unwrap(predict_members(background, observation))
     mean, anomalies = centre(prediction.astype(wide(prediction.dtype)))
-    error = observation.gaussian_error(mean)
-    whiten = lambda residual: error.whiten(residual, observation.mask)
-    innovation = whiten(observation.residual(mean))
-    white = jax.vmap(whiten)(jnp.where(observation.mask[None], anomalies, 0))
+    return whiten(observation, mean, anomalies)
+
+
+def whiten(
+    observation: Observation,
+    prediction: Float[Array, "*observation"],
+    anomalies: Float[Array, "member *observation"],
+) -> tuple[Float[Array, "observation"], Float[Array, "member observation"]]:
+    """Return the innovation of a prediction, and anomalies about it; both whitened."""
+    error = observation.gaussian_error(prediction)
+    white = lambda residual: error.whiten(residual, observation.mask)
+    innovation = white(observation.residual(prediction))
+    white = jax.vmap(white)(jnp.where(observation.mask[None], anomalies, 0))
     return innovation.reshape(-1), white.reshape(white.shape[0], -1)
 
 

@@ -26,4 +26,8 @@ from skyens.data._scorecard import (
     scorecard as scorecard,
     scorecard_states as scorecard_states,
 )
+from skyens.data._stations import (
+    station_observation as station_observation,
+    station_windows as station_windows,
+)
 from skyens.data._store import check_output as check_output, write_zarr as write_zarr

@@ -11,7 +11,18 @@ from skyens.data._names import COORDINATE_ATTRIBUTES, conventional_names
 if TYPE_CHECKING:
     import xarray
 
+_REPORTS = {
+    "t2m": "temperature",
+    "td2m": "dew_point_temperature",
+    "slp": "mean_sea_level_pressure",
+    "station_height": "elevation",
+}
+
 _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
+    "coads": (
+        "coads_november.nc",
+        {"slp": "mean_sea_level_pressure", "airt": "temperature"},
+    ),
     "ecmwf_ens": (
         "ecmwf_ens_z500.nc",
         {"z": "geopotential", "init_time": "forecast_reference_time"},
@@ -20,6 +31,7 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
         "era5_eda_members_3deg.nc",
         {"z": "geopotential", "t": "temperature"},
     ),
+    "glosea4": ("glosea4_november.nc", {"ts": "surface_temperature"}),
     "radiosonde": (
         "radiosonde_20081208T12.nc",
         {
@@ -28,6 +40,8 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
             "td": "dew_point_temperature",
         },
     ),
+    "sao": ("sao_stations_19950318.nc", _REPORTS),
+    "synop": ("synop_20181102T12.nc", _REPORTS | {"ps": "surface_pressure"}),
     "topography": ("topography_20min.nc", {}),
 }
 
@@ -35,6 +49,9 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
 def open_sample(name: str) -> "xarray.Dataset":
     """Return one of the data sets that are shipped with the package, in memory.
 
+    - `"coads"`: air temperature (degC) and pressure at sea level (Pa) over the oceans in
+      November, a climatology of ships' reports of 1946 to 1989, `(latitude,
+      longitude)`: 90 x 180 points every 2 degrees, NaN where no ship went.
     - `"ecmwf_ens"`: geopotential at 500 hPa (m2 s-2) of the 51 members of an ECMWF
       forecast (member 0 is the control), four days from 20 September 2012, 00 UTC,
       `(member, latitude, longitude)`: 46 x 71 points every degree over the North
@@ -44,8 +61,17 @@ def open_sample(name: str) -> "xarray.Dataset":
       `(member, time, level, latitude, longitude)`: 00 and 12 UTC of 1 and 2 January
       2017, 850 and 500 hPa (in this order: select levels by value), 61 x 120 points
       every 3 degrees with both poles.
+    - `"glosea4"`: surface temperature (K) in November, the mean of 13 seasonal forecasts
+      of July 2011 for November 2011, `(latitude, longitude)`: 145 x 192 points with
+      both poles. For want of an observed one, a climatology of the whole globe.
     - `"radiosonde"`: 420 soundings of the whole globe on 8 December 2008, 12 UTC,
       `(profile, level)`, where `level` is the order of report and NaN is missing.
+    - `"sao"`: 33,634 hourly reports of 1,415 stations, most in North America, on 18
+      March 1995, `(obs,)`: temperature and dew point (K), pressure at sea level (Pa)
+      and wind (m s-1, degree), with `station`, `time` and `elevation` (m).
+    - `"synop"`: 7,848 surface reports of the whole globe on 2 November 2018, 12 UTC,
+      `(obs,)`: as `"sao"`, and the pressure at the station (Pa). No quality control was
+      made: gross errors are in it.
     - `"topography"`: height of land above and of the sea floor below the sea (m), on
       540 x 1080 cells of 20 minutes, `(latitude, longitude)`.
 
@@ -76,7 +102,7 @@ def open_sample(name: str) -> "xarray.Dataset":
             dataset[coordinate].attrs |= COORDINATE_ATTRIBUTES[coordinate]
     if name == "era5_eda":  # the source calls the time of an analysis its start
         dataset["time"].attrs |= {"standard_name": "time", "long_name": "time"}
-    if name == "radiosonde":  # fixed-width bytes
+    if name in ("radiosonde", "sao", "synop"):  # fixed-width bytes
         dataset["station"] = dataset["station"].astype(str)
     return dataset
 

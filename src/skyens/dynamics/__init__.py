@@ -19,6 +19,14 @@ from skyens.dynamics._keys import (
     member_keys as member_keys,
     run_key as run_key,
 )
+from skyens.dynamics._kuramoto_sivashinsky import (
+    KuramotoSivashinsky as KuramotoSivashinsky,
+)
+from skyens.dynamics._lorenz63 import Lorenz63 as Lorenz63
+from skyens.dynamics._lorenz96 import (
+    Lorenz96 as Lorenz96,
+    TwoScaleLorenz96 as TwoScaleLorenz96,
+)
 from skyens.dynamics._relaxed import Relaxed as Relaxed
 from skyens.dynamics._rollout import rollout as rollout
 from skyens.dynamics._shallow_water import ShallowWater as ShallowWater

@@ -1,4 +1,4 @@
-"""What the worlds on spherical harmonics ask of their settings and states."""
+"""What the worlds ask of their settings and states."""
 
 
 def check_steps(time_step: float, substeps: int) -> None:
@@ -26,4 +26,28 @@ def check_coefficients(coefficients, lmax: int, name: str) -> None:
             f"`{name}` must be coefficients (l, m) = {shape} for lmax {lmax}, got "
             f"{coefficients.shape}; truncate or pad them first, or map over members "
             "by `jax.vmap`."
+        )
+
+
+def check_time_step(dt: float) -> float:
+    """Return `dt` as a number.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < dt < float("inf"):
+        raise ValueError(f"`dt` must be positive and finite, got {dt}.")
+    return float(dt)
+
+
+def check_shape(name: str, array, shape: tuple[int, ...]) -> None:
+    """Check that `array` is that of one member.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if array.shape != shape:
+        raise ValueError(
+            f"`{name}` must have the shape {shape}, got {array.shape}; map over "
+            "members by `jax.vmap`."
         )

@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, Scalar
 
-from skyens.observations._checks import check_values
-from skyens.observations._precision import wide
+from skyens.observations._covariance import (
+    check_covariance,
+    log_determinant,
+    masked_factor,
+    whiten_by,
+)
+from skyens.observations._parameters import Positive, over, positive
 
-_LOG_2PI = float(np.log(2 * np.pi))
+LOG_2PI = float(np.log(2 * np.pi))
 
 
 @runtime_checkable
@@ -27,6 +31,19 @@ class Error(Protocol):
 
     A masked entry changes nothing: its whitened residual is 0, it adds nothing to the
     log-density, and its gradient is 0, whatever number the residual holds there.
+
+    Two more methods are for laws that are not one Gaussian; `Observation` asks whether
+    they are there:
+
+    - `gaussian(residual, mask) -> Error`, of a law that is not Gaussian: the Gaussian
+      law that stands for it about these residuals. Its covariance W^-1 is such that
+      `W residual` is the slope of the law's log-density (less its sign), so that a
+      method which alternates between a Gaussian analysis and this choice finds the
+      maximum of the law itself: iteratively reweighted least squares. See `StudentT`.
+    - `at(prediction) -> Error`, of a law that depends on what is predicted: the law
+      there. It gets finite predictions. See `Heteroscedastic`.
+
+    One that is neither has a `whiten` that is linear in the residual.
     """
 
     @property
@@ -61,7 +78,7 @@ class Diagonal(eqx.Module):
 
     std: Float[Array, "*std"]
 
-    def __init__(self, std: float | int | Float[Array | np.ndarray, "*std"]):
+    def __init__(self, std: Positive):
         """Set `std`, one number or an array that broadcasts to the value's shape.
 
         Entries that will be masked need a positive number too; which is of no matter.
@@ -69,10 +86,7 @@ class Diagonal(eqx.Module):
         Raises:
             EquinoxRuntimeError: `std` is not finite and above 0 everywhere.
         """
-        if isinstance(std, int | float):
-            std = np.asarray(std, float)
-        fine = lambda std: (std > 0) & (std < np.inf)
-        self.std = check_values("std", "finite and above 0", std, fine)
+        self.std = positive("std", std)
 
     @property
     def independent(self) -> bool:
@@ -87,14 +101,14 @@ class Diagonal(eqx.Module):
         Raises:
             ValueError: `std` does not broadcast to the residual's shape.
         """
-        return jnp.where(mask, residual, 0) / self._std(residual)
+        return jnp.where(mask, residual, 0) / self._std(residual, mask)
 
     def log_prob(
         self, residual: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
     ) -> Scalar:
         """Return the Gaussian log-density of the residuals that `mask` keeps."""
-        terms = jnp.square(self.whiten(residual, mask)) + _LOG_2PI
-        terms = terms + 2 * jnp.log(self._std(residual))
+        terms = jnp.square(self.whiten(residual, mask)) + LOG_2PI
+        terms = terms + 2 * jnp.log(self._std(residual, mask))
         return -jnp.sum(jnp.where(mask, terms, 0)) / 2
 
     def sample(
@@ -102,27 +116,27 @@ class Diagonal(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """Return `std` times white noise, in the prediction's shape and dtype."""
         noise = jr.normal(key, prediction.shape, prediction.dtype)
-        return self._std(prediction) * noise
+        return over("std", self.std, prediction) * noise
 
-    def _std(self, residual):
-        shape = residual.shape
-        if self.std.ndim > len(shape) or any(
-            s not in (1, n)
-            for s, n in zip(self.std.shape[::-1], shape[::-1], strict=False)
-        ):
-            raise ValueError(
-                f"`std` of shape {self.std.shape} does not broadcast to the "
-                f"observation's shape {shape}."
-            )
-        return jnp.broadcast_to(self.std.astype(residual.dtype), shape)
+    def _std(self, residual, mask):
+        # A masked entry may have any: the derivative of a quotient needs a sound one.
+        return jnp.where(mask, over("std", self.std, residual), 1)
+
+
+def unchecked(std: Float[Array, "*std"]) -> Diagonal:
+    """Return `Diagonal(std)` where a NaN must go on to its own member, and no further.
+
+    The check of the constructor stops everything.
+    """
+    return eqx.tree_at(lambda law: law.std, Diagonal(1.0), std)
 
 
 class Dense(eqx.Module):
     """Gaussian errors with a full covariance matrix, in the value's units squared.
 
-    Rows and columns of masked entries become those of the identity *before* the
-    matrix is factorised, which is the same as taking these entries away. Whitening is
-    by the inverse of the Cholesky factor.
+    Masked entries are as good as taken away. Whitening is by the inverse of the
+    Cholesky factor, of `size^3 / 3` operations; for errors that are correlated in equal
+    groups only, `Block` is cheaper.
     """
 
     covariance: Float[Array, "size size"]
@@ -133,18 +147,7 @@ class Dense(eqx.Module):
         Raises:
             EquinoxRuntimeError: it is not finite, symmetric and positive definite.
         """
-        array = check_values(
-            "covariance", "finite and symmetric", covariance, _symmetric
-        )
-        message = "`covariance` must be positive definite"
-        if isinstance(covariance, Tracer):
-            # The factor of a matrix that is not positive definite is NaN.
-            wrong = ~jnp.isfinite(jnp.linalg.cholesky(array))
-        else:
-            smallest = np.linalg.eigvalsh(np.asarray(covariance))[0]
-            message += f": its smallest eigenvalue is {smallest:.3g}"
-            wrong = np.asarray(not smallest > 0)
-        self.covariance = eqx.error_if(array, wrong, message + ".")
+        self.covariance = check_covariance("covariance", covariance)
 
     @property
     def independent(self) -> bool:
@@ -165,10 +168,7 @@ class Dense(eqx.Module):
         self, residual: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
     ) -> Scalar:
         """Return the Gaussian log-density of the residuals that `mask` keeps."""
-        white, factor = self._whiten(residual, mask)
-        log_determinant = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
-        count = jnp.sum(mask).astype(residual.dtype)
-        return -(jnp.sum(white**2) + log_determinant + count * _LOG_2PI) / 2
+        return gaussian_log_prob(*self._whiten(residual, mask), mask)
 
     def sample(
         self, prediction: Float[Array, "*shape"], *, key: Key[Array, ""]
@@ -182,8 +182,7 @@ class Dense(eqx.Module):
 
     def _whiten(self, residual, mask):
         factor = self._factor(residual, mask)
-        flat = jnp.where(mask, residual, 0).reshape(-1)
-        white = jax.scipy.linalg.solve_triangular(factor, flat, lower=True)
+        white = whiten_by(factor, jnp.where(mask, residual, 0).reshape(-1))
         return white.reshape(residual.shape), factor
 
     def _factor(self, residual, mask):
@@ -192,18 +191,26 @@ class Dense(eqx.Module):
                 f"`covariance` of shape {self.covariance.shape} does not fit an "
                 f"observation of shape {residual.shape}, {residual.size} entries."
             )
-        keep = mask.reshape(-1)
-        both = keep[:, None] & keep[None, :]
-        dtype = wide(residual.dtype)
-        identity = jnp.eye(residual.size, dtype=dtype)
-        return jnp.linalg.cholesky(
-            jnp.where(both, self.covariance.astype(dtype), identity)
-        )
+        return masked_factor(self.covariance, mask.reshape(-1), residual.dtype)
 
 
-def _symmetric(matrix):
-    variance = matrix.diagonal()
-    # Squared, what rounding may leave between two halves that were computed apart.
-    slack = (64 * float(jnp.finfo(matrix.dtype).eps)) ** 2
-    allowed = slack * abs(variance[:, None] * variance[None, :])
-    return (matrix - matrix.T) ** 2 <= allowed
+def gaussian_log_prob(
+    white: Float[Array, "*shape"],
+    factor: Float[Array, "..."],
+    mask: Bool[Array, "*shape"],
+) -> Scalar:
+    """Return the log-density of whitened residuals, by the factor that whitened."""
+    count = jnp.sum(mask).astype(white.dtype)
+    return -(jnp.sum(white**2) + log_determinant(factor) + count * LOG_2PI) / 2
+
+
+def solve(
+    error: Error, residual: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Return `R^-1 residual`, 0 where `mask` is False, of a Gaussian law.
+
+    It is the whitening followed by its transpose, so that any law has it.
+    """
+    white, transpose = jax.vjp(lambda r: error.whiten(r, mask), residual)
+    (solution,) = transpose(white)
+    return solution

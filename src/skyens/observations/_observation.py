@@ -10,7 +10,10 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
-from skyens.observations._errors import Error
+from skyens.observations._callables import as_pytree
+from skyens.observations._chain import Chain
+from skyens.observations._errors import Error, solve
+from skyens.observations._places import check_latitude
 from skyens.observations._precision import wide
 
 
@@ -30,6 +33,10 @@ class Observation(eqx.Module):
     uses the Gaussian law that stands for it there, see `gaussian_error`; `log_prob` and
     `sample` use the law itself.
 
+    A value may be periodic, a direction say: its residuals then lie in
+    `[-period / 2, period / 2)`, and predictions of members are averaged in the turn
+    that `unwrap` brings them to.
+
     An observation whose operator is a Module or a function is a pytree of arrays only:
     it passes through `jax.jit`, `vmap` and `scan`.
     """
@@ -40,6 +47,7 @@ class Observation(eqx.Module):
     mask: Bool[Array, "*observation"]
     rejected: Bool[Array, "*observation"]
     coordinates: dict[str, Float[Array, "*observation"]] | None
+    period: Float[Array, "*observation"] | None
 
     def __init__(
         self,
@@ -50,6 +58,7 @@ class Observation(eqx.Module):
         coordinates: Mapping[str, Float[Array | np.ndarray, "..."]] | None = None,
         *,
         rejected: Bool[Array | np.ndarray, "..."] | None = None,
+        period: float | int | Float[Array | np.ndarray, "..."] | None = None,
     ):
         """Put together what was seen.
 
@@ -63,10 +72,14 @@ class Observation(eqx.Module):
                 if it has any, when not given.
             rejected: True where quality control has refused a value, which is masked
                 then and counted apart; broadcasts to the value's shape.
+            period: after which a value is the same again, 360 for a direction in
+                degrees, infinite for entries that are not periodic; broadcasts to the
+                value's shape. That of the operator, if it has one, when not given.
 
         Raises:
-            ValueError: `value` is empty, or mask, coordinates or error do not fit its
-                shape.
+            ValueError: `value` is empty, or mask, coordinates, period or error do not
+                fit its shape.
+            EquinoxRuntimeError: a latitude that was given lies outside [-90, 90].
         """
         value = jnp.asarray(value)
         if value.size == 0:
@@ -77,20 +90,30 @@ class Observation(eqx.Module):
         mask = jnp.asarray(True if mask is None else mask)
         if coordinates is None:
             coordinates = getattr(operator, "coordinates", None)
+        elif "latitude" in coordinates:
+            latitude = check_latitude(coordinates["latitude"])
+            coordinates = {**coordinates, "latitude": latitude}
+        if period is None:
+            period = getattr(operator, "period", None)
         if coordinates is not None:
             coordinates = {
                 name: _fit(f"coordinates[{name!r}]", jnp.asarray(where), value.shape)
                 for name, where in coordinates.items()
             }
         self.value = value
-        self.operator = _as_pytree(operator)
+        self.operator = as_pytree(operator)
         self.error = error
         present = _fit("mask", mask, value.shape) & jnp.isfinite(value)
         refused = jnp.asarray(False if rejected is None else rejected)
         self.rejected = _fit("rejected", refused, value.shape) & jnp.isfinite(value)
         self.mask = present & ~self.rejected
         self.coordinates = coordinates
-        white = jax.eval_shape(error.whiten, value, self.mask)
+        if period is not None:
+            period = _fit("period", jnp.asarray(period, value.dtype), value.shape)
+        self.period = period
+        white = jax.eval_shape(
+            lambda value, mask: self.law(value).whiten(value, mask), value, self.mask
+        )
         if white.shape != value.shape:
             raise ValueError(
                 f"`error` whitens values of shape {value.shape} to {white.shape}."
@@ -102,32 +125,47 @@ class Observation(eqx.Module):
         Raises:
             ValueError: the operator's output has not the value's shape, or is not real.
         """
-        prediction = jnp.asarray(self.operator(state))
-        if prediction.shape != self.value.shape:
-            raise ValueError(
-                f"`operator` returned the shape {prediction.shape}, `value` has "
-                f"{self.value.shape}."
-            )
-        if not jnp.issubdtype(prediction.dtype, jnp.floating):
-            raise ValueError(
-                f"`operator` must return real numbers, got {prediction.dtype}."
-            )
-        return prediction
+        return check_prediction(self.operator(state), self.value.shape)
+
+    def unwrap(
+        self, predictions: Float[Array, "member *observation"]
+    ) -> Float[Array, "member *observation"]:
+        """Return predictions of members in the turn that is nearest to the first's.
+
+        Means and anomalies of periodic ones make sense then: the mean of 359 and 1
+        degrees is 360, not 180. Without a period they come back as they are.
+        """
+        if self.period is None:
+            return predictions
+        first = predictions[:1]
+        return first + _wrap(predictions - first, self.period[None])
 
     def residual(
         self, prediction: Float[Array, "*observation"]
     ) -> Float[Array, "*observation"]:
-        """Return `value - prediction`, 0 where masked, in the value's units."""
+        """Return `value - prediction`, 0 where masked, in the value's units.
+
+        Where the value is periodic, it is the shortest way round.
+        """
         dtype = wide(prediction.dtype)
         # Double where: neither a missing value nor an unseen state may leak its NaN.
         value = jnp.where(self.mask, self.value, 0).astype(dtype)
         prediction = jnp.where(self.mask, prediction, 0).astype(dtype)
-        return jnp.where(self.mask, value - prediction, 0)
+        difference = value - prediction
+        if self.period is not None:
+            difference = _wrap(difference, self.period)
+        return jnp.where(self.mask, difference, 0)
 
     def law(self, prediction: Float[Array, "*observation"]) -> Error:
-        """Return the law of the error, given what is predicted: `error.at`, if any."""
+        """Return the law of the error, given what is predicted: `error.at`, if any.
+
+        A prediction that is not finite counts as 0: its residual says that it is not,
+        if the entry counts.
+        """
         at = getattr(self.error, "at", None)
-        return self.error if at is None else at(prediction)
+        if at is None:
+            return self.error
+        return at(jnp.where(jnp.isfinite(prediction), prediction, 0))
 
     def gaussian_error(self, prediction: Float[Array, "*observation"]) -> Error:
         """Return the Gaussian law that stands for the error about this prediction.
@@ -149,6 +187,33 @@ class Observation(eqx.Module):
         error = self.gaussian_error(prediction)
         return error.whiten(self.residual(prediction), self.mask)
 
+    def solve(
+        self,
+        residual: Float[Array, "*observation"],
+        prediction: Float[Array, "*observation"] | None = None,
+    ) -> Float[Array, "*observation"]:
+        """Return `R^-1 residual`, 0 where masked, per unit of the value.
+
+        R is the covariance of `gaussian_error` about the `prediction`; if that is left
+        out, about the one that leaves this residual. It matters for errors that are
+        robust or depend on the prediction only.
+        """
+        if prediction is None:
+            prediction = jnp.where(self.mask, self.value, 0).astype(residual.dtype)
+            prediction = prediction - jnp.where(self.mask, residual, 0)
+        return solve(self.gaussian_error(prediction), residual, self.mask)
+
+    def about(self, prediction: Float[Array, "*observation"]) -> "Observation":
+        """Return the observation with its Gaussian error about this prediction.
+
+        An analysis with it, and again about what that analysis predicts, and so on, is
+        iteratively reweighted least squares for robust errors.
+        """
+        law = self.gaussian_error(prediction)
+        # An error may hold no array at all.
+        here = lambda node: node is self.error
+        return eqx.tree_at(lambda o: o.error, self, law, is_leaf=here)
+
     def log_prob(self, state: PyTree[Any]) -> Scalar:
         """Return the log-likelihood of `state`, over the entries that count."""
         prediction = self.predict(state)
@@ -168,7 +233,10 @@ class Observation(eqx.Module):
     def sample(
         self, state: PyTree[Any], *, key: Key[Array, ""]
     ) -> Float[Array, "*observation"]:
-        """Return a value that `state` might have given, at masked entries too."""
+        """Return a value that `state` might have given, at masked entries too.
+
+        One that is periodic may be in any turn.
+        """
         prediction = self.predict(state)
         return prediction + self.law(prediction).sample(prediction, key=key)
 
@@ -197,33 +265,42 @@ class Observation(eqx.Module):
         `f` maps a state in other terms (other units, a latent, control variables, a
         part of a larger state) to the state that the operator knows.
         """
-        operator = _Composed(self.operator, f)
         return Observation(
             self.value,
-            operator,
+            Chain(f, self.operator),
             self.error,
             self.mask,
             self.coordinates,
             rejected=self.rejected,
+            period=self.period,
         )
 
 
-class _Composed(eqx.Module):
-    outer: Callable
-    inner: Callable
+def check_prediction(prediction: Any, shape: tuple[int, ...]) -> Array:
+    """Return what an operator returned, as an array.
 
-    def __init__(self, outer: Callable, inner: Callable):
-        self.outer = outer
-        self.inner = _as_pytree(inner)
+    Raises:
+        ValueError: it has not the value's shape, or is not real.
+    """
+    prediction = jnp.asarray(prediction)
+    if prediction.shape != shape:
+        raise ValueError(
+            f"`operator` returned the shape {prediction.shape}, `value` has {shape}."
+        )
+    if not jnp.issubdtype(prediction.dtype, jnp.floating):
+        raise ValueError(
+            f"`operator` must return real numbers, got {prediction.dtype}."
+        )
+    return prediction
 
-    def __call__(self, state):
-        return self.outer(self.inner(state))
 
-
-def _as_pytree(function: Callable) -> Callable:
-    # A bare function is a pytree leaf that `jax.jit` would refuse.
-    bare = jax.tree_util.all_leaves([function])
-    return jax.tree_util.Partial(function) if bare else function
+def _wrap(difference: Array, period: Array) -> Array:
+    """Return `difference` less whole periods, in [-period / 2, period / 2)."""
+    period = period.astype(difference.dtype)
+    finite = jnp.isfinite(period)
+    period = jnp.where(finite, period, 1)
+    turns = jnp.floor(difference / period + 0.5)
+    return difference - jnp.where(finite, turns, 0) * period
 
 
 def _fit(name: str, array: Array, shape: tuple[int, ...]) -> Array:

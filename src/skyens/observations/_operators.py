@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from skyens import sphere
-from skyens.observations._checks import check_values
+from skyens.observations._places import check_places
 
 
 class Index(eqx.Module):
@@ -79,20 +79,24 @@ class Linear(eqx.Module):
 
 
 class Interpolate(eqx.Module):
-    """See a field at points of the sphere, bilinear in latitude and longitude.
+    """See a field at points of the sphere, by default bilinear between grid points.
 
-    An observation made with it knows its `coordinates` without being told.
+    `method` may be another of `sphere.interpolate`: `sphere.Bicubic()` or, for the
+    components of a wind near the poles, `sphere.Bilinear(vector=True)`. An observation
+    made with it knows its `coordinates` without being told.
     """
 
     grid: sphere.Grid
     latitude: Float[Array, "point"] = eqx.field(metadata={"trainable": False})
     longitude: Float[Array, "point"] = eqx.field(metadata={"trainable": False})
+    method: sphere.Bilinear | sphere.Bicubic
 
     def __init__(
         self,
         grid: sphere.Grid,
         latitude: Float[Array | np.ndarray, "point"],
         longitude: Float[Array | np.ndarray, "point"],
+        method: sphere.Bilinear | sphere.Bicubic | None = None,
     ):
         """Set the `grid` of the fields, and the points in degrees.
 
@@ -103,9 +107,8 @@ class Interpolate(eqx.Module):
             EquinoxRuntimeError: a latitude lies outside [-90, 90].
         """
         self.grid = grid
-        fine = lambda latitude: ~(abs(latitude) > 90)
-        self.latitude = check_values("latitude", "in [-90, 90]", latitude, fine)
-        self.longitude = jnp.asarray(longitude)
+        self.latitude, self.longitude = check_places(latitude, longitude)
+        self.method = sphere.Bilinear() if method is None else method
 
     @property
     def coordinates(self) -> dict[str, Float[Array, "point"]]:
@@ -120,9 +123,6 @@ class Interpolate(eqx.Module):
         Raises:
             ValueError: `field` does not lie on the grid.
         """
-        known = jnp.isfinite(self.latitude) & jnp.isfinite(self.longitude)
-        # An unknown place must not reach the weights: 0 * NaN spoils the gradient.
-        latitude = jnp.where(known, self.latitude, 0)
-        longitude = jnp.where(known, self.longitude, 0)
-        seen = sphere.interpolate(self.grid, field, latitude, longitude)
-        return jnp.where(jnp.broadcast_to(known, seen.shape), seen, jnp.nan)
+        return sphere.interpolate(
+            self.grid, field, self.latitude, self.longitude, self.method
+        )

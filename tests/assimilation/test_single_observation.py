@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from skyens.assimilation import ETKF, BootstrapFilter, Weighted, single_observation
+from skyens.observations import Index
+
+KEY = jr.key(0)
+THIRD = Index(np.array([2]))
+
+
+def test_the_increment_is_the_gain_times_the_departure():
+    background = jr.normal(KEY, (12, 5)) + 30.0
+    found = single_observation(ETKF(), background, THIRD, 2.0, 0.5)
+    covariance = np.cov(background.T)
+    gain = covariance[2] / (covariance[2, 2] + 0.25)
+    np.testing.assert_allclose(found.mean, 2 * gain, rtol=1e-10)
+    variance = np.diag(covariance) - gain * covariance[2]
+    spread = np.sqrt(variance) - np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(found.spread, spread, atol=1e-10)
+    np.testing.assert_allclose(
+        found.analysis.mean(0) - background.mean(0), found.mean, atol=1e-12
+    )
+    assert found.info.used == 1
+
+
+def test_leaves_clocks_scalars_and_dtypes_are_kept():
+    members = jr.normal(KEY, (6, 4), jnp.float32)
+    background = {"x": members, "clock": jnp.full(6, 3)}
+    operator = lambda state: state["x"][1]
+    run = lambda departure: single_observation(ETKF(), background, operator, departure)
+    found = jax.jit(run)(1.5)
+    assert found.mean["x"].dtype == jnp.float32
+    assert found.mean["clock"] == found.spread["clock"] == 0
+    slope = jax.grad(lambda departure: run(departure).mean["x"][1])(1.5)
+    np.testing.assert_allclose(found.mean["x"][1], 1.5 * slope, rtol=1e-5)
+
+
+def test_one_member_has_a_mean_and_no_spread():
+    half = lambda background, observation, *, key=None: (
+        background + 0.5 * observation.innovation(background[0])[None],
+        None,
+    )
+    found = single_observation(half, jnp.ones((1, 1)), lambda state: state, 3.0)
+    assert found.mean.tolist() == [1.5]
+    assert found.spread.tolist() == [0.0]
+
+
+def test_weighted_members_have_weighted_increments():
+    members = jr.normal(KEY, (400, 1))
+    weighted = Weighted(members, -0.5 * (members[:, 0] - 1) ** 2)
+    method = BootstrapFilter()
+    found = single_observation(method, weighted, lambda state: state, 0.5, 1.0, key=KEY)
+    # The product of N(0, 1) and N(1, 1) is N(1/2, 1/2): a gain of 1/3.
+    np.testing.assert_allclose(found.mean, 0.5 / 3, atol=0.1)
+    assert found.spread < 0
+
+
+def test_wrong_use_is_reported():
+    with pytest.raises(
+        ValueError, match=r"one number, but it returns the shape \(2,\)"
+    ):
+        single_observation(ETKF(), jnp.ones((3, 4)), Index(np.array([0, 1])))
