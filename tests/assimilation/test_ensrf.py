@@ -46,7 +46,7 @@ def test_globally_mean_and_covariance_are_the_etkfs_in_any_order(error):
 def test_localised_it_is_the_adjustment_filter_written_out():
     # Anderson (2003): shift and shrink each prediction, regress everything on it.
     background, observation = problem()
-    length = 1.3
+    length = 0.9
     method = EnSRF(1.1, localisation=Schur(LINE, length=length))
     analysis, _ = analyse(method, background, observation)
     x = np.asarray(background)

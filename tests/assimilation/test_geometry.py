@@ -28,7 +28,7 @@ def places(seed, count, low, high):
     return x
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     length=st.sampled_from([0.01, 0.1, 0.3, 0.7, 1.6, 4.0, np.inf]),
@@ -39,7 +39,7 @@ def test_the_sphere_finds_all_in_reach(seed, length):
     here = places(seed + 1, 16, -90.0, 90.0)
     geometry = Sphere((here[0], 2 * here[1] + 180), radius=1.0)
     where = {"latitude": latitude, "longitude": longitude}
-    table = Localisation(geometry, where, length=length)
+    table = Localisation(geometry, where, length=length, width=24)
     distance = sphere.great_circle_distance(
         *(jnp.asarray(x)[:, None] for x in (here[0], 2 * here[1] + 180)),
         *(jnp.asarray(x)[None, :] for x in (latitude, longitude)),
@@ -48,7 +48,7 @@ def test_the_sphere_finds_all_in_reach(seed, length):
     np.testing.assert_allclose(weights(table, 16, 24), expected, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     length=st.sampled_from([1e-3, 0.3, 1.0, 2.4, 20.0, np.inf]),
@@ -59,7 +59,7 @@ def test_the_plane_finds_all_in_reach(seed, length, periods):
     here = places(seed + 1, 16, -3.0, 12.0)
     period, period_y = periods
     geometry = Plane(*here, period=period, period_y=period_y, scattered=True)
-    table = Localisation(geometry, {"x": x, "y": y}, length=length)
+    table = Localisation(geometry, {"x": x, "y": y}, length=length, width=24)
     gap_x, gap_y = here[0][:, None] - x, here[1][:, None] - y
     if period is not None:
         gap_x = gap_x - period * np.round(gap_x / period)

@@ -270,8 +270,9 @@ def test_levels_and_surface_have_weights_of_their_own():
     np.testing.assert_allclose(analysis["free"], plain["free"], rtol=1e-9)
     with pytest.raises(ValueError, match="does not end with its 3 levels"):
         analyse(LETKF(table, vertical=Vertical(levels, length=1.0)), state, seen)
+    bare = observation.pullback(lambda state: state["ps"])
     with pytest.raises(ValueError, match="`coordinates` needs pressure"):
-        analyse(LETKF(table, vertical=vertical), state, observation)
+        analyse(LETKF(table, vertical=vertical), state, bare)
     with pytest.raises(ValueError, match="pytree like the state"):
         analyse(LETKF(table, vertical=Vertical({"q": 1.0}, length=1.0)), state, seen)
 

@@ -159,13 +159,13 @@ def test_a_moving_table_is_the_table_built_for_these_stations():
 def test_a_moving_table_without_room_keeps_the_nearest_and_counts_the_others():
     coordinates = scattered(5)
     seen = Observation(np.zeros(5), lambda x: x, Diagonal(1.0), None, coordinates)
-    near = Moving(GRID, length=jnp.inf, width=2).neighbours(seen)
+    near = Moving(GRID, length=1e8, width=2).neighbours(seen)
     assert int(near.overflow) == 7 * 12 * 3
     expected = np.argsort(angles(coordinates), axis=-1)[..., :2]
     np.testing.assert_array_equal(near.index, expected)
     # Masked stations take no room.
     masked = eqx.tree_at(lambda o: o.mask, seen, np.asarray([1, 0, 0, 1, 0], bool))
-    near = Moving(GRID, length=jnp.inf, width=2).neighbours(masked)
+    near = Moving(GRID, length=1e8, width=2).neighbours(masked)
     assert int(near.overflow) == 0
     np.testing.assert_array_equal(
         np.sort(near.index), np.broadcast_to([0, 3], (7, 12, 2))

@@ -28,8 +28,9 @@ class Info(eqx.Module):
     The others are None where a method has no such thing: `overflow`, neighbours that a
     localisation had no room for, and `unreached`, observations that are near no point;
     `inflation`, the factor that was found; `iterations`, and whether they `converged`;
-    `log_evidence`, the log-density of the observations given those before them; `effective_size`, the number of equally weighted particles
-    that are worth as much; `smoothed`, what a smoother now knows of the past.
+    `log_evidence`, the log-density of the observations given those before them;
+    `effective_size`, the number of equally weighted particles that are worth as much;
+    `smoothed`, what a smoother now knows of the past.
     """
 
     used: Int[Array, "..."]

@@ -146,7 +146,7 @@ class Localisation(eqx.Module):
                 f"the localisation was built for {self.position.shape[1]} observations,"
                 f" got {observation.value.size}; build one with their coordinates."
             )
-        table = self.index, self.taper
+        index, taper = self.index, self.taper
         where = observation.coordinates or {}
         if set(self.geometry.names) <= set(where):
             now = self.geometry.place(where).astype(self.position.dtype)
@@ -160,8 +160,8 @@ class Localisation(eqx.Module):
                 "the observations are not where the localisation was built for; build "
                 "one with their coordinates."
             )
-            table = eqx.error_if(table, moved, message)
-        return Neighbours(*table, jnp.zeros((), jnp.int32), self.reached)
+            index, taper = eqx.error_if((index, taper), moved, message)
+        return Neighbours(index, taper, jnp.zeros((), jnp.int32), self.reached)
 
 
 class Moving(eqx.Module):
@@ -209,9 +209,9 @@ class Moving(eqx.Module):
             ValueError: the observation does not say where it is.
             EquinoxRuntimeError: a latitude lies outside [-90, 90].
         """
-        geometry, length, places = _place(
-            self.geometry, observation.coordinates, self.length, None
-        )
+        geometry = self.geometry
+        places = geometry.place(observation.coordinates or {})
+        length = self.length.astype(places.dtype)
         # At NaN, nobody's neighbour.
         places = jnp.where(observation.mask.reshape(1, -1), places, jnp.nan)
         room = min(_room(self.width), places.shape[1])

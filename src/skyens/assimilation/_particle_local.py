@@ -231,13 +231,13 @@ def _quantiles(x, prior, posterior, width):
 
     Both are mixtures of logistic kernels about `x`.
     """
-    z, low, high = _search(*jax.lax.stop_gradient((x, prior, posterior, width)))
+    z = _search(*jax.lax.stop_gradient((x, prior, posterior, width)))
     # One more of Newton's steps, from a fixed point, has the right derivative.
     gap = _level(z, x, posterior, width) - _level(x, x, prior, width)
     density = jax.lax.stop_gradient(_slope(z, x, posterior, width))
-    closer = z - gap / jnp.where(density > 0, density, 1)
+    change = gap / jnp.where(density > 0, density, 1)
     # Between two far groups of members there may be next to no density.
-    return jnp.where((closer >= low) & (closer <= high), closer, z)
+    return z - jnp.where(jnp.abs(change) < width, change, 0)
 
 
 def _search(x, prior, posterior, width):
@@ -254,11 +254,11 @@ def _search(x, prior, posterior, width):
         low, high = jnp.where(gap < 0, z, low), jnp.where(gap < 0, high, z)
         density = _slope(z, x, posterior, width)
         newton = z - gap / jnp.where(density > 0, density, 1)
-        good = (density > 0) & (newton > low) & (newton < high)
+        good = (density > 0) & (newton >= low) & (newton <= high)
         return jnp.where(good, newton, (low + high) / 2), low, high
 
     start = jnp.clip(x, low, high), low, high
-    return jax.lax.fori_loop(0, _STEPS, search, start)
+    return jax.lax.fori_loop(0, _STEPS, search, start)[0]
 
 
 def _level(z, x, log_weights, width):
