@@ -226,7 +226,7 @@ def test_lorenz_96_is_followed_where_a_global_filter_is_lost():
     observe = lambda value: Observation(
         value, Index(everywhere), Diagonal(1.0), coordinates=place
     )
-    table = Localisation(Plane(place["x"], period=40.0), place, length=2.0)
+    table = Localisation(Plane(place["x"], period=40.0), place, length=3.0)
 
     def error(method, start, mean):
         run = lambda: cycle(
@@ -235,14 +235,12 @@ def test_lorenz_96_is_followed_where_a_global_filter_is_lost():
         means = jax.jit(run)().analyses
         return np.sqrt(np.mean((means - truth[1:])[150:] ** 2))
 
-    local = error(LocalParticleFilter(table, 1.05, 0.5), ensemble, lambda x: x.mean(0))
+    local = error(LocalParticleFilter(table, 1.08), ensemble, lambda x: x.mean(0))
     # A Kalman filter of as many members reaches 0.18, climatology 3.6.
     assert local < 0.45
     lost = BootstrapFilter(0.3, regularisation=Kernel(1.5))
     assert error(lost, Weighted(ensemble), lambda x: x.mean()) > 2
-    relaxed = Inflated(
-        LocalParticleFilter(table, bandwidth=0.5), RelaxToPriorSpread(0.3)
-    )
+    relaxed = Inflated(LocalParticleFilter(table), RelaxToPriorSpread(0.5))
     assert error(relaxed, ensemble, lambda x: x.mean(0)) < 0.6
 
 

@@ -27,7 +27,8 @@ def test_a_table_becomes_an_observation():
     observation = station_observation(table(), "temperature", operator=see, error=2.0)
     np.testing.assert_allclose(observation.value, [283.15, np.nan, 268.15], rtol=1e-14)
     assert observation.mask.tolist() == [True, False, True]
-    np.testing.assert_array_equal(observation.coordinates["elevation"][:2], [100, 0])
+    places = observation.coordinates or {}
+    np.testing.assert_array_equal(places["elevation"][:2], [100, 0])
     assert isinstance(observation.error, Diagonal)
     field = jnp.broadcast_to(jnp.asarray(GRID.latitude)[:, None], (18, 36))
     np.testing.assert_allclose(observation.predict(field), [50, 60, -10], rtol=1e-12)
@@ -37,9 +38,7 @@ def test_a_static_width_is_filled_with_masked_entries():
     short = station_observation(
         table().isel(obs=slice(2)), "temperature", operator=see, error=1.0, width=4
     )
-    long = station_observation(
-        table(), "temperature", operator=see, error=1.0, width=4
-    )
+    long = station_observation(table(), "temperature", operator=see, error=1.0, width=4)
     assert long.mask.tolist() == [True, False, True, False]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), short, long)
     field = jnp.full((18, 36), 280.0)
@@ -117,7 +116,9 @@ def test_the_latest_report_of_each_window_counts():
 
 def test_windows_are_open_at_their_start():
     half = np.timedelta64(30, "m")
-    edge = reports(time=("obs", TIMES[0] + np.asarray([-30, -29, 30, 31, 90]) * half / 30))
+    edge = reports(
+        time=("obs", TIMES[0] + np.asarray([-30, -29, 30, 31, 90]) * half / 30)
+    )
     windows = station_windows(edge, "temperature", TIMES, outside=True)
     # The first lies 30 minutes before, in no window; the third 30 after, in the first.
     expected = 273.15 + np.asarray([[2.0, np.nan], [5.0, 4.0]])

@@ -167,7 +167,7 @@ def test_wrong_use_is_reported():
         gross_error_check(observation, ENSEMBLE, limit=-1.0)
     with pytest.raises(ValueError, match=r"`radius` must be above 0, got 0\."):
         buddy_check(observation, ENSEMBLE, radius=0.0)
-    with pytest.raises(ValueError, match="`fewest` must not exceed .* got 9 and 8"):
+    with pytest.raises(ValueError, match=r"`fewest` must not exceed .* got 9 and 8"):
         buddy_check(observation, ENSEMBLE, radius=1e5, fewest=9)
     with pytest.raises(ValueError, match=r"`group` of shape \(3,\) does not broadcast"):
         buddy_check(observation, ENSEMBLE, radius=1e5, group=np.zeros(3, int))

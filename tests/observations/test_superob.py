@@ -37,6 +37,7 @@ def test_cells_are_averaged_by_their_errors():
     # The second has a quarter of the weight of the first: (4 * 1 + 6) / 5.
     np.testing.assert_allclose(value, [7, 4, 2], rtol=1e-14)
     np.testing.assert_allclose(std, [0.5, 0.5**0.5, 0.8**0.5], rtol=1e-14)
+    assert superobs.coordinates is not None
     place = {name: where[order] for name, where in superobs.coordinates.items()}
     np.testing.assert_allclose(place["latitude"][:2], [-50, 2], atol=0.01)
     np.testing.assert_allclose(place["longitude"][:2], [100, 1], atol=0.01)

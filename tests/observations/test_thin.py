@@ -90,7 +90,7 @@ def test_one_entry_is_kept_in_each_cell(near_pole):
     thinned = eqx.filter_jit(thin_to_grid)(
         observation, grid, priority=jnp.asarray(priority)
     )
-    place = observation.coordinates
+    place = observation.coordinates or {}
     row = np.floor((np.asarray(place["latitude"]) + 90) / 20).astype(int)
     column = np.floor((np.asarray(place["longitude"]) + 10) / 20).astype(int) % 18
     best = {}

@@ -158,9 +158,7 @@ def weighted_mean(
     # Accurate for small spreads about large values: the first that counts is taken off.
     first = leaf[jnp.argmax(weights > 0)]
     shifted = jnp.where(counted, leaf - first[None], 0)
-    return first + jnp.sum(
-        _along(weights.astype(shifted.dtype), leaf) * shifted, 0
-    )
+    return first + jnp.sum(_along(weights.astype(shifted.dtype), leaf) * shifted, 0)
 
 
 def weighted_anomalies(

@@ -49,8 +49,8 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
 def open_sample(name: str) -> "xarray.Dataset":
     """Return one of the data sets that are shipped with the package, in memory.
 
-    - `"coads"`: air temperature (degC) and pressure at sea level (Pa) over the oceans in
-      November, a climatology of ships' reports of 1946 to 1989, `(latitude,
+    - `"coads"`: air temperature (degC) and pressure at sea level (Pa) over the oceans
+      in November, a climatology of ships' reports of 1946 to 1989, `(latitude,
       longitude)`: 90 x 180 points every 2 degrees, NaN where no ship went.
     - `"ecmwf_ens"`: geopotential at 500 hPa (m2 s-2) of the 51 members of an ECMWF
       forecast (member 0 is the control), four days from 20 September 2012, 00 UTC,
@@ -61,9 +61,9 @@ def open_sample(name: str) -> "xarray.Dataset":
       `(member, time, level, latitude, longitude)`: 00 and 12 UTC of 1 and 2 January
       2017, 850 and 500 hPa (in this order: select levels by value), 61 x 120 points
       every 3 degrees with both poles.
-    - `"glosea4"`: surface temperature (K) in November, the mean of 13 seasonal forecasts
-      of July 2011 for November 2011, `(latitude, longitude)`: 145 x 192 points with
-      both poles. For want of an observed one, a climatology of the whole globe.
+    - `"glosea4"`: surface temperature (K) in November, the mean of 13 seasonal
+      forecasts of July 2011 for November 2011, `(latitude, longitude)`: 145 x 192
+      points with both poles. For want of an observed one, a climatology of the globe.
     - `"radiosonde"`: 420 soundings of the whole globe on 8 December 2008, 12 UTC,
       `(profile, level)`, where `level` is the order of report and NaN is missing.
     - `"sao"`: 33,634 hourly reports of 1,415 stations, most in North America, on 18

@@ -1,4 +1,4 @@
-"""Station tables: from labelled reports to observations, all at once or hour by hour."""
+"""Station tables: from labelled reports to observations, also hour by hour."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ _UNITS: dict[str, tuple[str, float, float]] = {  # units: (SI, factor, offset)
     "%": ("1", 0.01, 0.0),
 }
 
+_HALF_AN_HOUR = np.timedelta64(30, "m")
 _ELEVATION = ("elevation", "station_height", "altitude", "surface_altitude", "height")
 
 
@@ -90,9 +91,7 @@ def station_observation(
         raise ValueError(
             f"`table` has {number} stations, which is more than the width of {width}."
         )
-    fill = lambda x: jnp.asarray(
-        np.pad(x, (0, width - number), constant_values=np.nan)
-    )
+    fill = lambda x: jnp.asarray(np.pad(x, (0, width - number), constant_values=np.nan))
     coordinates = {name: fill(place) for name, place in places.items()}
     law = Diagonal(float(error)) if isinstance(error, int | float) else error
     return Observation(
@@ -105,8 +104,8 @@ def station_windows(
     variables: str | Sequence[str],
     times: Any,
     *,
-    before: np.timedelta64 = np.timedelta64(30, "m"),
-    after: np.timedelta64 = np.timedelta64(30, "m"),
+    before: np.timedelta64 = _HALF_AN_HOUR,
+    after: np.timedelta64 = _HALF_AN_HOUR,
     width: int | None = None,
     outside: bool = False,
 ) -> "xarray.Dataset":
@@ -122,8 +121,8 @@ def station_windows(
             latitude, longitude and perhaps elevation.
         variables: names of what to keep.
         times: of the analyses, rising, `datetime64`.
-        before, after: a report at `t` belongs to the analysis at `time` where `time -
-            before < t <= time + after`.
+        before: how long before an analysis its window begins, and
+        after: how long after it ends; a report at the very beginning is not in it.
         width: number of columns, filled up with stations named `""` at NaN. As many as
             there are stations if left out.
         outside: leave out reports that lie in no window; an error otherwise.
@@ -148,7 +147,9 @@ def station_windows(
         )
     for name in ("station", "time"):
         if name not in table.variables:
-            raise ValueError(f"`table` has no {name!r}, only {sorted(table.variables)}.")
+            raise ValueError(
+                f"`table` has no {name!r}, only {sorted(map(str, table.variables))}."
+            )
     seen = as_nanoseconds(table["time"].values)
     window = np.searchsorted(times + after, seen)  # the first that ends no earlier
     inside = window < times.size
@@ -156,7 +157,7 @@ def station_windows(
     if not outside and (count := int(np.sum(~inside))):
         raise ValueError(
             f"`table` has {count} of {seen.size} reports outside of all windows, the "
-            f"first at {shown(seen[~inside][0])}; pass `outside=True` to leave them out."
+            f"first at {shown(seen[~inside][0])}; `outside=True` leaves them out."
         )
     station, column = np.unique(table["station"].values[inside], return_inverse=True)
     width = station.size if width is None else width

@@ -95,6 +95,15 @@ def places(
     return jnp.where(here, latitude, 0), jnp.where(here, longitude, 0), counts
 
 
+def on_unit_sphere(
+    latitude: Float[Array, "entry"], longitude: Float[Array, "entry"]
+) -> Float[Array, "3 entry"]:
+    """Return the Cartesian coordinates of places, degrees, on the unit sphere."""
+    lat, lon = jnp.deg2rad(latitude), jnp.deg2rad(longitude)
+    level = jnp.cos(lat)
+    return jnp.stack([level * jnp.cos(lon), level * jnp.sin(lon), jnp.sin(lat)])
+
+
 def labels(
     name: str, values: Int[Array | np.ndarray, "..."] | None, observation: Observation
 ) -> Int[Array, "entry"]:

@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from skyens import sphere
-from skyens.observations._departures import departures, labels, places
+from skyens.observations._departures import (
+    departures,
+    labels,
+    on_unit_sphere,
+    places,
+)
 from skyens.observations._observation import Observation
 
 _GAUSSIAN = 1.4826  # standard deviation over median absolute deviation, of a normal law
@@ -31,11 +36,11 @@ def range_check(
     Raises:
         ValueError: both limits are numbers and no value lies between them.
     """
-    if isinstance(lowest, int | float) and isinstance(highest, int | float):
-        if not lowest <= highest:
-            raise ValueError(
-                f"`lowest` must not be above `highest`, got {lowest} and {highest}."
-            )
+    numbers = isinstance(lowest, int | float) and isinstance(highest, int | float)
+    if numbers and not lowest <= highest:
+        raise ValueError(
+            f"`lowest` must not be above `highest`, got {lowest} and {highest}."
+        )
     value = observation.value
     limits = (jnp.asarray(limit, value.dtype) for limit in (lowest, highest))
     low, high = (jnp.broadcast_to(limit, value.shape) for limit in limits)
@@ -127,15 +132,20 @@ def buddy_check(
     flat = jnp.where(counts, departure.reshape(-1), 0)
     number = jnp.arange(flat.size)
     width = min(neighbours, flat.size)
+    position = on_unit_sphere(latitude, longitude)
 
     def contradicted(entry):
-        distance = sphere.great_circle_distance(
-            latitude[entry][None], longitude[entry][None], latitude, longitude
-        )
+        # Chords order as arcs do, and cost a tenth.
+        chord = jnp.sum((position - position[:, entry][:, None]) ** 2, axis=0)
         buddy = counts & (number != entry) & (kind == kind[entry][None])
-        distance = jnp.where(buddy, distance * sphere_radius, jnp.inf)
-        closeness, index = jax.lax.top_k(-distance, width)
-        near = -closeness <= radius
+        _, index = jax.lax.top_k(-jnp.where(buddy, chord, jnp.inf), width)
+        distance = sphere.great_circle_distance(
+            latitude[entry][None],
+            longitude[entry][None],
+            latitude[index],
+            longitude[index],
+        )
+        near = buddy[index] & (distance * sphere_radius <= radius)
         middle = _median(flat[index], near)
         scatter = _GAUSSIAN * _median(jnp.abs(flat[index] - middle[None]), near)
         allowed = jnp.sqrt(error.reshape(-1)[entry] + scatter**2)

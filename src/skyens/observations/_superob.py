@@ -10,7 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from skyens import sphere
-from skyens.observations._departures import cells, error_std, labels, places
+from skyens.observations._departures import (
+    cells,
+    error_std,
+    labels,
+    on_unit_sphere,
+    places,
+)
 from skyens.observations._errors import Diagonal
 from skyens.observations._observation import Observation
 from skyens.observations._precision import wide
@@ -131,10 +137,7 @@ def _slots(cell, kind, counts):
 
 def _middle(averaged, latitude, longitude, filled):
     """Mean place of the entries of each slot, on the sphere; NaN where empty."""
-    lat, lon = jnp.deg2rad(latitude), jnp.deg2rad(longitude)
-    x = averaged.mean(jnp.cos(lat) * jnp.cos(lon))
-    y = averaged.mean(jnp.cos(lat) * jnp.sin(lon))
-    z = averaged.mean(jnp.sin(lat))
+    x, y, z = map(averaged.mean, on_unit_sphere(latitude, longitude))
     north = jnp.rad2deg(jnp.arctan2(z, jnp.sqrt(x**2 + y**2)))
     east = jnp.rad2deg(jnp.arctan2(y, x)) % 360
     missing = lambda angle: jnp.where(filled, angle, jnp.nan)

@@ -6,7 +6,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from skyens import sphere
-from skyens.observations._departures import cells, fit, labels, places
+from skyens.observations._departures import (
+    cells,
+    fit,
+    labels,
+    on_unit_sphere,
+    places,
+)
 from skyens.observations._observation import Observation
 
 
@@ -43,13 +49,13 @@ def thin(
     latitude, longitude, counts = places(observation)
     kind = labels("group", group, observation)
     order = _best_first(observation, priority, counts)
-    reach = jnp.asarray(radius / sphere_radius, latitude.dtype)
+    position = on_unit_sphere(latitude, longitude)
+    # Chords grow with arcs, and cost a tenth.
+    reach = 2 * np.sin(min(radius / sphere_radius, np.pi) / 2).item()
 
     def visit(kept, entry):
-        distance = sphere.great_circle_distance(
-            latitude[entry][None], longitude[entry][None], latitude, longitude
-        )
-        near = (distance < reach) & (kind == kind[entry][None])
+        chord = jnp.sum((position - position[:, entry][:, None]) ** 2, axis=0)
+        near = (chord < reach**2) & (kind == kind[entry][None])
         keep = counts[entry] & ~jnp.any(kept & near)
         return kept.at[entry].set(keep), None
 
