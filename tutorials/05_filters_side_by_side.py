@@ -35,9 +35,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 
-from skyens import assimilation as da, dynamics, observations, scores
+from skyens import assimilation as da, dynamics, observations
 
 jax.config.update("jax_enable_x64", True)
 started = time.perf_counter()
@@ -46,10 +45,10 @@ started = time.perf_counter()
 # ## A truth, and what is seen of it
 #
 # Every variable is observed every six hours (a step of 0.05) with an error of standard
-# deviation 1; the variables themselves vary by 3.6 about their mean. This is the setting
-# of Sakov & Oke (2008), in which errors of many methods are published. `Everywhere` is
-# an operator of our own: any function of one state will do, and one that tells the
-# `coordinates` of what it sees can be localised.
+# deviation 1; the variables themselves vary by 3.6 about their mean. This is the
+# setting of Sakov & Oke (2008), for which errors of many methods are published.
+# `Everywhere` is an operator of our own: any function of one state will do, and one
+# that tells the `coordinates` of what it sees can be localised.
 
 # %%
 SITES, TIMES, BURN_IN = 40, 500, 100
@@ -94,6 +93,7 @@ climate = jnp.cov(world.truth, rowvar=False)
 # %%
 ring = da.Plane(np.arange(float(SITES)), period=float(SITES))
 table = da.Localisation(ring, place, length=7.28)
+near = da.Localisation(ring, place, length=3.0)
 schur = da.Schur(ring, length=10.9)
 background = da.DenseCovariance(0.02 * climate)
 distance = np.abs(np.subtract.outer(np.arange(40), np.arange(40)))
@@ -142,7 +142,7 @@ METHODS = {
     "local particles": (
         "particles",
         40,
-        da.LocalParticleFilter(table, 1.02),
+        da.LocalParticleFilter(near, 1.08),
         {},
     ),
     "bootstrap particles": (
@@ -169,12 +169,7 @@ METHODS = {
         da.IEnKS(step, 1.02, rotate=True),
         {"window": 4, "shift": 1},
     ),
-    "ES-MDA": (
-        "smoother",
-        24,
-        da.ESMDA(2, step=step),
-        {"window": 1},
-    ),
+    "ES-MDA": ("smoother", 24, da.ESMDA(2, step=step), {"window": 1}),
 }
 
 # %% [markdown]
@@ -182,7 +177,7 @@ METHODS = {
 #
 # Members begin around the truth's first state with an error as large as that of one
 # observation, and weights, where a method has them, are equal. A method is
-# jit-compiled once; the time of a cycle is that of the second run.
+# compiled once; the time of a cycle is that of the second run.
 
 
 # %%
@@ -250,3 +245,144 @@ for name, x in sorted(results.items(), key=lambda item: item[1]["rmse"]):
         f"{name:<24}{x['members']:>8}{x['rmse']:>8.3f}{x['spread']:>8.3f}"
         f"{x['milliseconds']:>12.3f}"
     )
+
+# %% [markdown]
+# The published errors are met: 0.18 for the ETKF with 24 members, 0.22 for the LETKF
+# with only 7 (which a global filter cannot do), 0.22 for the stochastic EnKF. What
+# there is to read off:
+#
+# - Any of the ensemble filters is twice as close as 3D-Var: errors of the day matter.
+# - The *spread* of a filter is its own estimate of its error. For most they agree,
+#   which is what inflation is for. A spread far below the error means that a filter
+#   has lost the truth and does not know.
+# - The bootstrap particle filter has: a thousand particles never come near the truth in
+#   forty dimensions. Weighing them *locally* makes forty enough, at twice the error of
+#   a Kalman filter, whose assumptions this gentle setting does not break.
+# - Smoothers know later observations where they overlap the window; here all errors
+#   are those of an analysis that has seen nothing from after its time, except for
+#   4D-Var, whose windows of four follow each other.
+
+# %% [markdown]
+# ## Error against cost
+#
+# Left, the error of each method (a dot) and what it thinks of its error, the spread
+# (a bar). Right, the same dots against the time of a cycle, with the numbers of the
+# methods.
+
+# %%
+order = sorted(results, key=lambda name: results[name]["rmse"])
+families = list(dict.fromkeys(x["family"] for x in results.values()))
+colour = {family: f"C{number}" for number, family in enumerate(families)}
+
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(8.6, 4.6), layout="constrained", width_ratios=(1, 1.25)
+)
+for number, name in enumerate(order, start=1):
+    x = results[name]
+    place_of = {"color": colour[x["family"]], "zorder": 3}
+    left.plot(x["rmse"], number, "o", markersize=5, **place_of)
+    left.plot(x["spread"], number, "|", markersize=9, color="0.3")
+    right.plot(x["milliseconds"], x["rmse"], "o", markersize=11, **place_of)
+    right.annotate(
+        str(number),
+        (x["milliseconds"], x["rmse"]),
+        ha="center",
+        va="center_baseline",
+        color="white",
+        fontsize=6.5,
+        zorder=4,
+    )
+names = [f"{name}  {number}" for number, name in enumerate(order, start=1)]
+left.set_yticks(range(1, len(order) + 1), labels=names, fontsize=7.5)
+left.invert_yaxis()
+left.set(xscale="log", xlabel="RMSE of the analysis mean")
+ticks = {"ticks": [0.05, 0.2, 0.5, 1, 4], "labels": ["0.05", "0.2", "0.5", "1", "4"]}
+left.set_xticks(**ticks)
+left.minorticks_off()
+right.set(
+    xscale="log",
+    xlim=(8e-3, None),
+    yscale="log",
+    ylim=(0.15, 1.2),
+    xlabel="milliseconds a cycle",
+    ylabel="RMSE of the analysis mean",
+)
+right.set_yticks([0.2, 0.3, 0.5, 1], labels=["0.2", "0.3", "0.5", "1"])
+right.minorticks_off()
+for family in families:
+    right.plot([], [], "o", color=colour[family], label=family)
+right.legend(fontsize=7)
+for panel in (left, right):
+    panel.grid(alpha=0.3)
+plt.show()
+
+# %% [markdown]
+# ## What the error looks like
+#
+# The absolute error around the circle, day after day. 3D-Var's errors come in packets
+# that travel east and never die out: it does not know where the flow amplifies errors.
+# The ETKF does.
+
+# %%
+days = np.arange(BURN_IN, BURN_IN + 80) / 4
+figure, panels = plt.subplots(
+    1, 3, figsize=(7.2, 2.9), sharey=True, layout="constrained"
+)
+for panel, name in zip(panels, ["3D-Var", "ETKF", "LETKF"], strict=True):
+    gap = np.abs(results[name]["mean"] - world.truth)[BURN_IN : BURN_IN + 80]
+    image = panel.pcolormesh(
+        np.arange(SITES), days, gap, vmin=0, vmax=1.5, cmap="magma"
+    )
+    panel.set(title=f"{name}: {results[name]['rmse']:.2f}", xlabel="site")
+panels[0].set_ylabel("day")
+figure.colorbar(image, ax=panels, label="absolute error", shrink=0.9)
+plt.show()
+
+# %% [markdown]
+# ## One observation
+#
+# What would a single observation do? `single_observation` answers for any method: here
+# with seven members that come from the LETKF's own cycle. Without localisation the
+# ensemble believes in links across the circle, which are nothing but chance among seven
+# members; localised, the increment stays near what was seen.
+
+# %%
+tail = da.cycle(
+    step,
+    METHODS["LETKF"][2],
+    world.state0 + jr.normal(jr.key(1), (7, SITES)),
+    world.observe,
+    world.data[:200],
+    key=jr.key(2),
+)
+
+
+class Twenty(eqx.Module):
+    """See site 20."""
+
+    def __call__(self, state):
+        return state[20:21]
+
+
+seen = {"x": np.array([20.0])}
+figure, axes = plt.subplots(figsize=(7.2, 2.6), layout="constrained")
+local = da.LETKF(da.Localisation(ring, seen, length=7.28))
+for name, method in {"ETKF": da.ETKF(), "LETKF": local}.items():
+    found = da.single_observation(
+        method, tail.ensemble, Twenty(), departure=1.0, coordinates=seen
+    )
+    axes.plot(np.asarray(found.mean), label=name)
+axes.axvline(20, color="0.7", linewidth=1)
+axes.set(xlabel="site", ylabel="increment of the mean")
+axes.legend(fontsize=8)
+plt.show()
+
+# %%
+rmse = {name: x["rmse"] for name, x in results.items()}
+assert rmse["ETKF"] < 0.2
+assert rmse["LETKF"] < 0.24
+assert rmse["EnKF"] < 0.24
+assert max(rmse["ETKF"], rmse["LETKF"]) < 0.6 * rmse["3D-Var"]
+assert rmse["3D-Var"] < 0.6 * rmse["optimal interpolation"]
+assert rmse["local particles"] < 0.5 < 2 < rmse["bootstrap particles"]
+print(f"{time.perf_counter() - started:.0f} s in all")
