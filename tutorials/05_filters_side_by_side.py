@@ -39,6 +39,7 @@ import numpy as np
 from skyens import assimilation as da, dynamics, observations
 
 jax.config.update("jax_enable_x64", True)
+plt.rcParams["figure.dpi"] = 72
 started = time.perf_counter()
 
 # %% [markdown]
@@ -251,16 +252,16 @@ for name, x in sorted(results.items(), key=lambda item: item[1]["rmse"]):
 # with only 7 (which a global filter cannot do), 0.22 for the stochastic EnKF. What
 # there is to read off:
 #
-# - Any of the ensemble filters is twice as close as 3D-Var: errors of the day matter.
-# - The *spread* of a filter is its own estimate of its error. For most they agree,
-#   which is what inflation is for. A spread far below the error means that a filter
-#   has lost the truth and does not know.
+# - The ensemble Kalman filters have half of 3D-Var's error or little more: they know
+#   the errors of the day.
+# - The *spread* of a filter is its own estimate of its error. For most the two agree,
+#   which is what inflation is for. A spread far below the error means that a filter has
+#   lost the truth and does not know it.
 # - The bootstrap particle filter has: a thousand particles never come near the truth in
-#   forty dimensions. Weighing them *locally* makes forty enough, at twice the error of
-#   a Kalman filter, whose assumptions this gentle setting does not break.
-# - Smoothers know later observations where they overlap the window; here all errors
-#   are those of an analysis that has seen nothing from after its time, except for
-#   4D-Var, whose windows of four follow each other.
+#   forty dimensions. Weighing them *locally* makes forty enough, with an error above
+#   that of the Kalman filters, whose assumptions this gentle setting does not break.
+# - The errors are those of analyses that have seen nothing from after their time,
+#   except for 4D-Var's: its windows of four times follow each other.
 
 # %% [markdown]
 # ## Error against cost

@@ -13,7 +13,7 @@ import jupytext
 from nbclient import NotebookClient
 from PIL import Image
 
-COLOURS = 64  # maps and diagrams look the same, at a quarter of the size
+COLOURS = 20  # maps and diagrams look the same, at a fifth of the size
 
 
 def shrink(picture: str) -> str:

@@ -1,8 +1,21 @@
-"""Conditioning states on observations: filters, their pieces, and cycling.
+"""Conditioning states on observations: methods, their pieces, and cycling.
 
 A method is called `(background, observation, *, key=None)` and returns `(analysis,
 info)`. The background is any pytree of arrays with a leading member axis; the
-observation is a `skyens.observations.Observation`.
+observation is a `skyens.observations.Observation`. `cycle` alternates any of them with
+forecasts, and `twin` makes a truth to test them on.
+
+- Ensemble Kalman filters: `EnKF`, `ETKF`, `DEnKF`, `ESTKF`, `EnSRF`, `EnKFN`; of limited
+  reach `LETKF`, `EnSRF` and `LocalisedEnKF` with a localisation, `Modulated`.
+- Inflation: `Inflated` with `Multiplicative`, `Additive`, `RelaxToPriorSpread`,
+  `RelaxToPriorPerturbations`; `AdaptiveInflation`.
+- Smoothers: `EnKS`, `IEnKS`, `ESMDA`, `ensemble_rts`.
+- With given covariances: `Climatology`, `OptimalInterpolation`, `ThreeDVar`, `FourDVar`,
+  `HybridEnVar`, and for Gaussians `kalman_filter`, `rts_smoother` and
+  `ExtendedKalmanFilter`.
+- Particle filters, of `Weighted` members: `BootstrapFilter`, `AuxiliaryFilter`,
+  `OptimalProposal`, `TemperedFilter`, `LocalParticleFilter`.
+- Parameters: `invert` with `EKI`, `UKI` or `EKS`.
 """
 
 from skyens.assimilation._adaptive_inflation import (
