@@ -83,7 +83,8 @@ def ours(method, members: int, world: da.Twin):
 def dapper(method, world: da.Twin, *, errors_only: bool):
     """Return a run of a DAPPER method."""
     package = import_module("dapper")
-    import_module("dapper.tools.progressbar").disable_progbar = True
+    progress: Any = import_module("dapper.tools.progressbar")
+    progress.disable_progbar = True
     model = import_module("dapper.mods.Lorenz96.sakov2008").HMM.copy()
     model.tseq.Ko = len(world.data) - 1
     truth = np.concatenate([np.asarray(world.state0)[None], np.asarray(world.truth)])
@@ -197,7 +198,8 @@ def batch(rounds: int) -> None:
         one, many = jax.jit(row.rmse), jax.jit(jax.vmap(row.rmse))
         alone = lambda one=one: [jax.block_until_ready(one(key)) for key in keys]
         together = lambda many=many: jax.block_until_ready(many(keys))
-        alone(), together()
+        alone()
+        together()
         apart = min(cpu_seconds(alone) for _ in range(rounds))
         joined = min(cpu_seconds(together) for _ in range(rounds))
         rows.append([name, f"{apart:.2f}", f"{joined:.2f}", f"{apart / joined:.2f}"])
@@ -262,7 +264,8 @@ def analysis(rounds: int, latitudes: int, members: int, stations: int):
     call = lambda: jax.block_until_ready(compiled(method, background, observation))
     call()
     seconds = min(cpu_seconds(call) for _ in range(rounds))
-    temporary = compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes
     return seconds, compile_s, temporary, local.index.shape[-1]
 
 
@@ -293,7 +296,7 @@ def published(seeds: int) -> None:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time filters beside their peers.")
     parser.add_argument("--parts", default="cycles,batch,globe,errors")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=10)

@@ -5,13 +5,13 @@ info)`. The background is any pytree of arrays with a leading member axis; the
 observation is a `skyens.observations.Observation`. `cycle` alternates any of them with
 forecasts, and `twin` makes a truth to test them on.
 
-- Ensemble Kalman filters: `EnKF`, `ETKF`, `DEnKF`, `ESTKF`, `EnSRF`, `EnKFN`; of limited
-  reach `LETKF`, `EnSRF` and `LocalisedEnKF` with a localisation, `Modulated`.
+- Ensemble Kalman filters: `EnKF`, `ETKF`, `DEnKF`, `ESTKF`, `EnSRF`, `EnKFN`; of
+  limited reach `LETKF`, `EnSRF` with a localisation, `LocalisedEnKF`, `Modulated`.
 - Inflation: `Inflated` with `Multiplicative`, `Additive`, `RelaxToPriorSpread`,
   `RelaxToPriorPerturbations`; `AdaptiveInflation`.
 - Smoothers: `EnKS`, `IEnKS`, `ESMDA`, `ensemble_rts`.
-- With given covariances: `Climatology`, `OptimalInterpolation`, `ThreeDVar`, `FourDVar`,
-  `HybridEnVar`, and for Gaussians `kalman_filter`, `rts_smoother` and
+- With given covariances: `Climatology`, `OptimalInterpolation`, `ThreeDVar`,
+  `FourDVar`, `HybridEnVar`, and for Gaussians `kalman_filter`, `rts_smoother` and
   `ExtendedKalmanFilter`.
 - Particle filters, of `Weighted` members: `BootstrapFilter`, `AuxiliaryFilter`,
   `OptimalProposal`, `TemperedFilter`, `LocalParticleFilter`.
