@@ -23,11 +23,11 @@ from skyens.assimilation._ensemble import Info, matmul
 from skyens.assimilation._etkf import (
     Anomalies,
     Decomposition,
-    _transform_jvp,
     degrees_of_freedom,
     positive_inflation,
     svd,
     transform,
+    transform_jvp,
 )
 from skyens.assimilation._global_update import Weighing, update
 from skyens.observations import Observation
@@ -168,7 +168,7 @@ def transform_known(
 @transform_known.defjvp
 def _transform_known_jvp(primals, tangents):
     *primals, decomposition = primals
-    return _transform_jvp(lambda _: decomposition, primals, tangents[:2])
+    return transform_jvp(lambda _: decomposition, primals, tangents[:2])
 
 
 def minimise_dual(

@@ -81,7 +81,8 @@ def transform(
 
 
 @transform.defjvp
-def _transform_jvp(decompose, primals, tangents):
+def transform_jvp(decompose, primals, tangents):
+    """Return what `transform` does, and its derivative along the tangents."""
     (y, d), (dy, dd) = primals, tangents
     u, s, scaled = decompose(y)
     spread = y.shape[0] - 1
