@@ -3,8 +3,8 @@
 The settings are those of DAPPER's folder `mods`, which follow the papers named below.
 `documented` is what is written beside each line there; `measured` is the median over
 seeds of what DAPPER 1.7.1 gives (mostly 3; 10 for three members, 12 for the ten
-variables); `lowest` and
-`highest` are these seeds' range where it is wider than a tenth.
+variables); `lowest` and `highest` are the range of these seeds where it is wider than a
+tenth.
 
 A run's error is the mean over time, after the burn-in, of the root-mean-square error of
 the analysis mean.

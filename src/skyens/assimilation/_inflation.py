@@ -75,9 +75,7 @@ class RelaxToPriorSpread(eqx.Module):
         Raises:
             EquinoxRuntimeError: `alpha` lies outside [0, 1] (checked under jit too).
         """
-        alpha = jnp.asarray(alpha, float)
-        inside = (alpha >= 0) & (alpha <= 1)
-        self.alpha = eqx.error_if(alpha, ~inside, "`alpha` must lie in [0, 1].")
+        self.alpha = _share(alpha)
 
     def __call__(
         self,
@@ -120,9 +118,7 @@ class RelaxToPriorPerturbations(eqx.Module):
         Raises:
             EquinoxRuntimeError: `alpha` lies outside [0, 1] (checked under jit too).
         """
-        alpha = jnp.asarray(alpha, float)
-        inside = (alpha >= 0) & (alpha <= 1)
-        self.alpha = eqx.error_if(alpha, ~inside, "`alpha` must lie in [0, 1].")
+        self.alpha = _share(alpha)
 
     def __call__(
         self,
@@ -145,6 +141,12 @@ class RelaxToPriorPerturbations(eqx.Module):
         _, after = centre(analysis.astype(dtype))
         _, before = centre(jnp.asarray(background).astype(dtype))
         return _add(self.alpha.astype(dtype) * (before - after), analysis)
+
+
+def _share(alpha: float | Float[Array, ""]) -> Float[Array, ""]:
+    alpha = jnp.asarray(alpha, float)
+    inside = (alpha >= 0) & (alpha <= 1)
+    return eqx.error_if(alpha, ~inside, "`alpha` must lie in [0, 1].")
 
 
 class Multiplicative(eqx.Module):

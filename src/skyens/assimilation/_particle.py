@@ -69,7 +69,7 @@ class BootstrapFilter(eqx.Module):
         self,
         threshold: float | Float[Array, ""] = 0.5,
         *,
-        resampling: Callable[..., Any] = Systematic(),  # noqa: B008
+        resampling: Callable[..., Any] = Systematic(),
         regularisation: Callable[..., Any] | None = None,
         where: Callable[[Any], Any] | None = None,
     ):

@@ -57,7 +57,7 @@ class AuxiliaryFilter(eqx.Module):
         threshold: float | Float[Array, ""] = 1.0,
         caution: float | Float[Array, ""] = 0.1,
         *,
-        resampling: Callable[..., Any] = Systematic(),  # noqa: B008
+        resampling: Callable[..., Any] = Systematic(),
         where: Callable[[Any], Any] | None = None,
     ):
         """Set the noise, and when and how to choose.

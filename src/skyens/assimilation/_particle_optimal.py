@@ -56,7 +56,7 @@ class OptimalProposal(eqx.Module):
         noise: Noise,
         threshold: float | Float[Array, ""] = 0.5,
         *,
-        resampling: Callable[..., Any] = Systematic(),  # noqa: B008
+        resampling: Callable[..., Any] = Systematic(),
         regularisation: Callable[..., Any] | None = None,
         where: Callable[[Any], Any] | None = None,
     ):

@@ -65,7 +65,7 @@ class TemperedFilter(eqx.Module):
         threshold: float | Float[Array, ""] = 0.5,
         correlation: float | Float[Array, ""] = 0.7,
         *,
-        resampling: Callable[..., Any] = Systematic(),  # noqa: B008
+        resampling: Callable[..., Any] = Systematic(),
         stages: int = 10,
         moves: int = 3,
         where: Callable[[Any], Any] | None = None,
