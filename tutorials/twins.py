@@ -14,11 +14,13 @@ from nbclient import NotebookClient
 from PIL import Image
 
 COLOURS = 20  # maps and diagrams look the same, at a fifth of the size
+WIDTH = 600  # pixels at most
 
 
 def shrink(picture: str) -> str:
     """Return the PNG, in base64 as it came, with a palette of `COLOURS`."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    image.thumbnail((WIDTH, image.height), Image.Resampling.LANCZOS)
     small = io.BytesIO()
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()

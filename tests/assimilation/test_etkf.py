@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from skyens.assimilation import ETKF, gram, svd
 from skyens.observations import Dense, Diagonal, Linear, Observation
 
-decompositions = pytest.mark.parametrize("decompose", [svd, gram])
+decompositions = pytest.mark.parametrize("decompose", [None, svd, gram])
 # Compiled once for all tests that share shapes.
 analyse = eqx.filter_jit(lambda method, *args, **kwargs: method(*args, **kwargs))
 

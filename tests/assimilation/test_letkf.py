@@ -20,7 +20,14 @@ from skyens.assimilation import (
     gram,
     svd,
 )
-from skyens.observations import Dense, Diagonal, Index, Interpolate, Observation
+from skyens.observations import (
+    Dense,
+    Diagonal,
+    Huber,
+    Index,
+    Interpolate,
+    Observation,
+)
 
 GRID = sphere.equiangular(5, 8)
 RADIUS = 6.371e6
@@ -238,6 +245,36 @@ def test_an_observation_that_no_point_hears_is_counted():
     assert [int(x) for x in counted] == [1, 1, 1, 0]
 
 
+def test_a_station_given_twice_is_one_of_half_the_variance():
+    background, once = problem(4)
+    rows = np.asarray([0, 1, 2, 3, 1])
+    errors, places = std(once), place(once)
+    latitude, longitude = places["latitude"], places["longitude"]
+    halved = np.where(np.arange(4) == 1, errors / np.sqrt(2), errors)
+    at = lambda rows: Interpolate(GRID, latitude[rows], longitude[rows])
+    single = Observation(once.value, at(np.arange(4)), Diagonal(halved))
+    twice = Observation(once.value[rows], at(rows), Diagonal(errors[rows]))
+    expected, _ = analyse(LETKF(localise(single, 6e6)), background, single)
+    found, info = analyse(LETKF(localise(twice, 6e6)), background, twice)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert int(info.used) == 5
+
+
+def test_a_robust_error_is_the_gaussian_one_that_stands_for_it():
+    background, plain = problem(5)
+    value = plain.value.at[2].add(20.0)  # a gross error
+    robust = Observation(value, plain.operator, Huber(std(plain), 1.5))
+    shown = jax.vmap(plain.operator)(background).mean(0)
+    gap = np.abs(np.asarray(value - shown)) / std(plain)
+    # Beyond 1.5 standard deviations Huber's weight is 1.5 over the gap.
+    wider = std(plain) / np.sqrt(np.minimum(1, 1.5 / gap))
+    gaussian = Observation(value, plain.operator, Diagonal(wider))
+    method = LETKF(localise(plain, 6e6))
+    expected, _ = analyse(method, background, gaussian)
+    found, _ = analyse(method, background, robust)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_levels_and_surface_have_weights_of_their_own():
     background, observation = problem()
     levels, length = np.asarray([1000.0, 500.0, 100.0]), 0.6
@@ -351,3 +388,5 @@ def test_wrong_use_is_reported():
     mixed = Observation(observation.value, observation.operator, Dense(np.eye(6)))
     with pytest.raises(ValueError, match=r"independent observation errors.*got Dense"):
         LETKF(table)(background, mixed)
+    with pytest.raises(ValueError, match="at least 2 members, got 1"):
+        LETKF(table)(background[:1], observation)

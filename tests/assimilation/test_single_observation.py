@@ -4,7 +4,14 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from skyens.assimilation import ETKF, BootstrapFilter, Weighted, single_observation
+from skyens.assimilation import (
+    ETKF,
+    BootstrapFilter,
+    DenseCovariance,
+    FourDVar,
+    Weighted,
+    single_observation,
+)
 from skyens.observations import Index
 
 KEY = jr.key(0)
@@ -56,6 +63,29 @@ def test_weighted_members_have_weighted_increments():
     # The product of N(0, 1) and N(1, 1) is N(1/2, 1/2): a gain of 1/3.
     np.testing.assert_allclose(found.mean, 0.5 / 3, atol=0.1)
     assert found.spread < 0
+
+
+def test_in_a_window_the_gain_is_carried_back_by_the_step():
+    # What is seen of the last state is seen of the first through six steps.
+    generator = np.random.default_rng(0)
+    matrix = jnp.asarray(np.linalg.qr(generator.normal(size=(4, 4)))[0])
+    step = lambda state, forcing=None, *, key=None: matrix @ state
+    background = jnp.asarray(generator.normal(size=(1, 4)))
+    root = generator.normal(size=(4, 4))
+    covariance = root @ root.T + np.eye(4)
+    seen = np.linalg.matrix_power(np.asarray(matrix), 6)[1]
+    gain = covariance @ seen / (seen @ covariance @ seen + 0.25)
+    method = FourDVar(step, DenseCovariance(covariance), steps_between=2)
+    second = lambda state: state[1]
+    found = single_observation(method, background, second, 2.0, 0.5, window=3)
+    np.testing.assert_allclose(found.mean, 2 * gain, atol=1e-8)
+    assert (int(found.info.used), int(found.info.masked)) == (1, 2)
+    with pytest.raises(ValueError, match="FourDVar holds a step: give `window`"):
+        single_observation(method, background, second)
+    with pytest.raises(ValueError, match="`window` must be at least 1, got 0"):
+        single_observation(method, background, second, window=0)
+    with pytest.raises(ValueError, match="ETKF has no window"):
+        single_observation(ETKF(), background, second, window=2)
 
 
 def test_wrong_use_is_reported():

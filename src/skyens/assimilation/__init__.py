@@ -64,7 +64,7 @@ from skyens.assimilation._ensemble_rts import ensemble_rts as ensemble_rts
 from skyens.assimilation._ensrf import EnSRF as EnSRF
 from skyens.assimilation._es_mda import ESMDA as ESMDA
 from skyens.assimilation._estkf import ESTKF as ESTKF
-from skyens.assimilation._etkf import ETKF as ETKF, gram as gram, svd as svd
+from skyens.assimilation._etkf import ETKF as ETKF
 from skyens.assimilation._extended_kalman import (
     ExtendedKalmanFilter as ExtendedKalmanFilter,
     GaussianStep as GaussianStep,
@@ -144,6 +144,7 @@ from skyens.assimilation._single_observation import (
     Increment as Increment,
     single_observation as single_observation,
 )
+from skyens.assimilation._transform import gram as gram, svd as svd
 from skyens.assimilation._twin import Twin as Twin, twin as twin
 from skyens.assimilation._variational import ThreeDVar as ThreeDVar
 from skyens.assimilation._variational_minimisers import (

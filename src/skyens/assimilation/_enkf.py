@@ -4,21 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
-from skyens.assimilation._ensemble import Info, matmul
-from skyens.assimilation._etkf import (
-    Anomalies,
-    Decomposition,
-    degrees_of_freedom,
-    positive_inflation,
-    svd,
-    transform,
-)
-from skyens.assimilation._global_update import Weighing, update
+from skyens.assimilation._ensemble import Info, matmul, white_noise
+from skyens.assimilation._global_update import Weighing, positive_inflation, update
+from skyens.assimilation._transform import Decompose, gain
 from skyens.observations import Observation
 
 
@@ -44,7 +36,7 @@ class EnKF(eqx.Module):
     rotate: bool = eqx.field(static=True)
     centred: bool = eqx.field(static=True)
     where: Callable[[Any], Any] | None = eqx.field(static=True)
-    decompose: Callable[[Anomalies], Decomposition] = eqx.field(static=True)
+    decompose: Decompose = eqx.field(static=True)
 
     def __init__(
         self,
@@ -53,7 +45,7 @@ class EnKF(eqx.Module):
         *,
         centred: bool = True,
         where: Callable[[Any], Any] | None = None,
-        decompose: Callable[[Anomalies], Decomposition] = svd,
+        decompose: Decompose = None,
     ):
         """Set how to update, as for `ETKF`.
 
@@ -63,7 +55,7 @@ class EnKF(eqx.Module):
             centred: whether the perturbations' mean over the members is taken from
                 them, so that it does not move the analysis.
             where: the part of the state to update.
-            decompose: `svd` (accurate) or `gram` (fast).
+            decompose: None, `svd` or `gram`.
 
         Raises:
             EquinoxRuntimeError: `inflation` is not above 0.
@@ -92,17 +84,17 @@ class EnKF(eqx.Module):
         perturb_key, turn_key = jr.split(key)
 
         def weigh(anomalies, innovation):
-            noise = jr.normal(perturb_key, anomalies.shape, anomalies.dtype)
-            if self.centred:
-                noise = noise - jnp.mean(noise, axis=0, keepdims=True)
-            # The gain is linear: C^-1 Y applied to the innovation, and to each draw.
-            gain = lambda seen: transform(anomalies, seen, self.decompose)
-            weights, root = gain(innovation)
-            drawn = jax.vmap(lambda seen: gain(seen)[0])(noise)
-            common = jnp.mean(drawn, axis=0)
-            # Without perturbations, T = (N - 1) C^-1, the square of the root's.
-            change = 2 * root + matmul(root, root) + (drawn - common[None, :])
-            return Weighing(weights, weights + common, change, degrees_of_freedom(root))
+            noise = white_noise(perturb_key, anomalies.shape, anomalies.dtype)
+            gained = gain(anomalies, self.decompose)
+            common = jnp.mean(noise, axis=0)
+            noise = noise - common[None, :]
+            expected = weights = matmul(gained, innovation)
+            if not self.centred:
+                weights = matmul(gained, innovation + common)
+            # I + change takes each member towards its own draw.
+            change = matmul(noise - anomalies, gained.T)
+            freedom = jnp.sum(gained * anomalies)
+            return Weighing(expected, weights, change, freedom)
 
         return update(
             background,

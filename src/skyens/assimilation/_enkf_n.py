@@ -20,16 +20,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree, Scalar
 
 from skyens.assimilation._ensemble import Info, matmul
-from skyens.assimilation._etkf import (
-    Anomalies,
-    Decomposition,
+from skyens.assimilation._global_update import (
+    Weighing,
     degrees_of_freedom,
     positive_inflation,
+    update,
+)
+from skyens.assimilation._transform import (
+    Anomalies,
+    Decomposition,
     svd,
     transform,
     transform_jvp,
 )
-from skyens.assimilation._global_update import Weighing, update
 from skyens.observations import Observation
 
 NEWTON_STEPS = 16  # eight do, but for innovations that are very surprising

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from skyens.assimilation._cycle import Cycle
 from skyens.assimilation._ensemble import Recorded, as_pytree, centre, count_members
-from skyens.assimilation._etkf import positive_inflation
+from skyens.assimilation._global_update import positive_inflation
 from skyens.assimilation._inflation import Inflated
 from skyens.observations import Observation
 

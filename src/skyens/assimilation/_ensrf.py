@@ -20,9 +20,10 @@ from skyens.assimilation._ensemble import (
     split,
     wide,
 )
-from skyens.assimilation._etkf import gram, positive_inflation, random_turn, transform
+from skyens.assimilation._global_update import positive_inflation, random_turn
 from skyens.assimilation._letkf import check_independent
 from skyens.assimilation._schur import Schur
+from skyens.assimilation._transform import mean_weights
 from skyens.assimilation._vertical import Levels, flatten, levels_of
 from skyens.observations import Observation
 
@@ -111,6 +112,9 @@ class EnSRF(eqx.Module):
             levels = levels_of(schur.vertical, background, update, shape)
             located = schur.locate(observation)
         innovation, anomalies = observe(background, observation)
+        unreached = None
+        if schur is not None and located is not None:
+            unreached = schur.unreached(located, observation.mask.reshape(-1))
         order_key, turn_key = (None, None) if key is None else jr.split(key)
         turn = random_turn(self.rotate, members, anomalies.dtype, turn_key)
         order = jnp.arange(innovation.size)
@@ -178,10 +182,11 @@ class EnSRF(eqx.Module):
         parts = zip(leaves, before, after, shift, touched, strict=True)
         analysis = jax.tree.unflatten(structure, [finish(*x) for x in parts])
         number = counts(observation)
-        weights, _ = transform(anomalies, innovation, gram)
+        weights = mean_weights(anomalies, innovation)
         info = Info(
             **number,
             chi_square=chi_square(innovation, anomalies, weights, number["used"]),
             degrees_of_freedom=jnp.sum(seen**2) / spread,
+            unreached=unreached,
         )
         return eqx.combine(analysis, rest), info

@@ -28,7 +28,7 @@ from skyens.assimilation._ensemble import (
     split,
 )
 from skyens.assimilation._ensemble_window import observe_window
-from skyens.assimilation._etkf import Anomalies, Decomposition, svd, transform
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

@@ -37,16 +37,13 @@ from skyens.assimilation._ensemble import (
 )
 from skyens.assimilation._ensemble_window import observe_window
 from skyens.assimilation._es_mda import assimilate_in_parts
-from skyens.assimilation._etkf import (
-    Anomalies,
-    Decomposition,
+from skyens.assimilation._global_update import (
     degrees_of_freedom,
     increment_matrix,
     positive_inflation,
     random_turn,
-    svd,
-    transform,
 )
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

@@ -9,7 +9,6 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
 from skyens.assimilation._ensemble import count_members, counts, matmul, split
-from skyens.assimilation._etkf import Anomalies, Decomposition, svd, transform
 from skyens.assimilation._inversion import (
     InversionInfo,
     draw_failed,
@@ -18,6 +17,7 @@ from skyens.assimilation._inversion import (
     needed_key,
     unflatten,
 )
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

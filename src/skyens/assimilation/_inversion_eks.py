@@ -8,7 +8,6 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key, PyTree
 
 from skyens.assimilation._ensemble import count_members, counts, matmul, split
-from skyens.assimilation._etkf import Anomalies, Decomposition, svd, transform
 from skyens.assimilation._inversion import (
     GaussianPrior,
     InversionInfo,
@@ -20,6 +19,7 @@ from skyens.assimilation._inversion import (
     unflatten,
 )
 from skyens.assimilation._inversion_eki import above_zero
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

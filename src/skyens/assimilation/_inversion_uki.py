@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from skyens.assimilation._ensemble import count_members, counts, matmul, split, whiten
-from skyens.assimilation._etkf import Anomalies, Decomposition, svd, transform
 from skyens.assimilation._inversion import (
     GaussianPrior,
     InversionInfo,
@@ -19,6 +18,7 @@ from skyens.assimilation._inversion import (
     unflatten,
 )
 from skyens.assimilation._inversion_eks import with_prior
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

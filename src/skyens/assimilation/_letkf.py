@@ -20,18 +20,20 @@ from skyens.assimilation._ensemble import (
     split,
     wide,
 )
-from skyens.assimilation._etkf import (
-    Anomalies,
-    Decomposition,
+from skyens.assimilation._global_update import (
     degrees_of_freedom,
-    gram,
     increment_matrix,
     positive_inflation,
     random_turn,
-    transform,
 )
 from skyens.assimilation._localisation import Localisation, Moving
 from skyens.assimilation._square_root import inverse_root
+from skyens.assimilation._transform import (
+    Anomalies,
+    Decomposition,
+    mean_weights,
+    transform,
+)
 from skyens.assimilation._vertical import Levels, Vertical, flatten, levels_of
 from skyens.observations import Observation
 
@@ -191,7 +193,7 @@ class LETKF(eqx.Module):
         freedom = freedom.T.reshape(*(() if by_place is None else (places,)), *shape)
 
         said = jnp.where(heard, innovation, 0), jnp.where(heard[None], anomalies, 0)
-        weights, _ = transform(said[1], said[0], self.decompose or gram)
+        weights = mean_weights(said[1], said[0])
         info = Info(
             **number,
             chi_square=chi_square(*said, weights, used),
@@ -225,11 +227,10 @@ def _matrices(method, seen, mask, by_place, turn, index, taper):
     active = jnp.any(mask[index][:, :, None] & (weight > 0), axis=1)
     if method.decompose is None:
         # The squares Y Y' of tapered anomalies, and Y d as one more column.
-        tapered = near[:, :, None, :members] * weight[:, :, :, None]
-        lead = (len(index), index.shape[1])
-        square = jnp.einsum(
-            "pka,pkb->pab", tapered.reshape(*lead, -1), near, precision="highest"
-        ).reshape(len(index), -1, members, members + 1)
+        across = jnp.swapaxes(near, 1, 2)[:, None, :members]
+        tapered = across * jnp.swapaxes(weight, 1, 2)[:, :, None, :]
+        square = matmul(tapered.reshape(len(index), -1, index.shape[1]), near)
+        square = square.reshape(len(index), -1, members, members + 1)
         square, right = square[..., :members], square[..., members:]
         identity = jnp.eye(members, dtype=square.dtype)[None, None]
         root = inverse_root(identity + square / (members - 1))

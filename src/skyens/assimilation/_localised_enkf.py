@@ -19,7 +19,7 @@ from skyens.assimilation._ensemble import (
     split,
     wide,
 )
-from skyens.assimilation._etkf import positive_inflation
+from skyens.assimilation._global_update import positive_inflation
 from skyens.assimilation._letkf import check_independent
 from skyens.assimilation._schur import Schur
 from skyens.assimilation._square_root import inverse_root
@@ -39,7 +39,8 @@ class LocalisedEnKF(eqx.Module):
 
     Anomalies are updated with the square-root gain (deterministic; without taper the
     covariance is that of the `ETKF`), or, with `perturb`, every member by its own
-    observation, drawn with the errors.
+    observation, drawn with the errors: a small ensemble then needs more inflation
+    (seven members of 40 variables diverge at 1.04 and hold at 1.1).
 
     Sources: Houtekamer & Mitchell (2001), Mon. Wea. Rev. 129, 123-137; Whitaker &
     Hamill (2002), Mon. Wea. Rev. 130, 1913-1924, equation 10, for the gain.
@@ -142,6 +143,7 @@ class LocalisedEnKF(eqx.Module):
             **number,
             chi_square=jnp.sum(innovation * for_mean) / used,
             degrees_of_freedom=jnp.trace(solve(covariance)),
+            unreached=schur.unreached(located, mask),
         )
         return eqx.combine(jax.tree.unflatten(structure, analysis), rest), info
 

@@ -21,15 +21,12 @@ from skyens.assimilation._ensemble import (
     split,
     wide,
 )
-from skyens.assimilation._etkf import (
-    Anomalies,
-    Decomposition,
+from skyens.assimilation._global_update import (
     degrees_of_freedom,
     positive_inflation,
     random_turn,
-    svd,
-    transform,
 )
+from skyens.assimilation._transform import Anomalies, Decomposition, svd, transform
 from skyens.observations import Observation
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from skyens.assimilation._ensemble import Info, counts, matmul, split
-from skyens.assimilation._etkf import positive_inflation
+from skyens.assimilation._global_update import positive_inflation
 from skyens.assimilation._localisation import Localisation, Moving
 from skyens.assimilation._particle import (
     consistency,

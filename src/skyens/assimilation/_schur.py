@@ -83,6 +83,21 @@ class Schur(eqx.Module):
         there = jnp.where(located.known[number], horizontal, 0)
         return located.by_place[number], there
 
+    def unreached(
+        self, located: Located, mask: Bool[Array, "observation"]
+    ) -> Int[Array, ""]:
+        """Count the unmasked observations that are near no point.
+
+        They still correct what is expected of their neighbours.
+        """
+
+        def hears(number):
+            by_place, by_point = self.to_points(located, number)
+            return jnp.any(by_place > 0) & jnp.any(by_point > 0)
+
+        heard = jax.lax.map(hears, jnp.arange(mask.size), batch_size=32)
+        return jnp.sum(mask & ~heard)
+
     def to_observations(
         self, located: Located, number: Int[Array, ""]
     ) -> Float[Array, "observation"]:

@@ -36,6 +36,7 @@ def single_observation(
     std: float | Float[Array, ""] = 1.0,
     *,
     coordinates: Mapping[str, Array] | None = None,
+    window: int | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Increment:
     """Return what `method` makes of one observation.
@@ -45,18 +46,21 @@ def single_observation(
     variable moves another. Localisation, balance and signs show at a glance.
 
     Args:
-        method: `method(background, observation, *, key) -> (analysis, info)`; not one
-            of windows.
+        method: `method(background, observation, *, key) -> (analysis, info)`.
         background: any pytree with a leading member axis, or `Weighted`.
         operator: from one state to the one number that is seen.
         departure: in the operator's units.
         std: standard deviation of the observation error, in the same units.
         coordinates: where it is, by name, for methods that localise; those of the
             operator, if it has any, when not given.
+        window: for a method that holds the step, such as `FourDVar`: the observation
+            is made at the last of so many times, and the increment is that of the
+            window's start.
         key: for methods that draw at random.
 
     Raises:
-        ValueError: the operator returns more than one number.
+        ValueError: the operator returns more than one number, or `window` is below 1,
+            missing, or given to a method that holds no step.
         EquinoxRuntimeError: `std` is not positive and finite.
     """
     background = jax.tree.map(jnp.asarray, background)
@@ -68,11 +72,26 @@ def single_observation(
         raise ValueError(
             f"`operator` must see one number, but it returns the shape {shape}."
         )
+    if window is not None and window < 1:
+        raise ValueError(f"`window` must be at least 1, got {window}.")
+    if (window is None) == hasattr(method, "steps_between"):
+        raise ValueError(
+            f"{type(method).__name__} "
+            + ("holds a step: give `window`." if window is None else "has no window.")
+        )
+    then = members if window is None else _forecast(method, members, window)
     blank = Observation(jnp.zeros(shape), operator, Diagonal(std), None, coordinates)
-    shown = blank.unwrap(predict_members(members, blank))
+    shown = blank.unwrap(predict_members(then, blank))
     mean = weighted_mean(shown, background.weights) if weighted else centre(shown)[0]
     value = mean + jnp.asarray(departure, mean.dtype)
-    observation = Observation(value, operator, Diagonal(std), None, coordinates)
+    see = lambda value, seen: Observation(
+        value, operator, Diagonal(std), jnp.broadcast_to(seen, shape), coordinates
+    )
+    if window is None:
+        observation = see(value, True)
+    else:
+        values = jnp.broadcast_to(value[None], (window, *shape))
+        observation = jax.vmap(see)(values, jnp.arange(window) == window - 1)
     analysis, info = method(background, observation, key=key)
     before, after = _moments(background), _moments(analysis)
     change = lambda one, other: one - other
@@ -82,6 +101,13 @@ def single_observation(
         analysis=analysis,
         info=info,
     )
+
+
+def _forecast(method: Any, members: PyTree[Array], window: int) -> PyTree[Array]:
+    """The members at the end of the window, by the step that the method holds."""
+    step = jax.vmap(method.step)
+    steps = window * method.steps_between
+    return jax.lax.scan(lambda x, _: (step(x), None), members, None, length=steps)[0]
 
 
 def _moments(ensemble) -> Moments:

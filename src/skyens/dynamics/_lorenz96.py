@@ -65,8 +65,10 @@ class Lorenz96(eqx.Module):
             ValueError: the state has not `size` variables.
         """
         check_shape("state", state, (self.size,))
-        push = 0 if forcing is None else forcing.astype(state.dtype)
-        return runge_kutta_step(lambda x: self.tendency(x) + push, state, self.dt)
+        drive = jnp.broadcast_to(self.forcing.astype(state.dtype), state.shape)
+        if forcing is not None:
+            drive = drive + forcing.astype(state.dtype)
+        return _step(state, drive, self.dt)
 
     def tendency(self, state: Float[Array, "site"]) -> Float[Array, "site"]:
         """Return the time derivative of the state."""
@@ -165,6 +167,24 @@ class TwoScaleLorenz96(eqx.Module):
         around = _advection(y.reshape(-1)[::-1])[::-1].reshape(y.shape)
         fast = speed * amplitude * around - speed * y + exchange * x[:, None]
         return {"slow": slow, "fast": fast}
+
+
+def _step(state, drive, dt):
+    """One step of Runge and Kutta, on a circle that is cut open once.
+
+    Each stage needs two neighbours to the west and one to the east. With those of all
+    four in place from the start no stage has to close the circle again, which costs
+    more than the arithmetic.
+    """
+    x, drive = (jnp.pad(v, (8, 4), mode="wrap") for v in (state, drive))
+    within = lambda v, stage: v[2 * stage : len(v) - stage]
+    tendency = lambda x, drive: (x[3:] - x[:-3]) * x[1:-2] - x[2:-1] + drive
+    k1 = tendency(x, within(drive, 1))
+    k2 = tendency(within(x, 1) + dt / 2 * k1, within(drive, 2))
+    k3 = tendency(within(x, 2) + dt / 2 * k2, within(drive, 3))
+    k4 = tendency(within(x, 3) + dt * k3, within(drive, 4))
+    total = within(k1, 3) + 2 * within(k2, 2) + 2 * within(k3, 1) + k4
+    return state + dt / 6 * total
 
 
 def _advection(x):
