@@ -438,6 +438,7 @@ def rows() -> list[Row]:
 
 
 def errors(row: Row, seeds: int, first_seed: int = 0) -> np.ndarray:
-    """Return the errors of so many runs."""
+    """Return the errors of so many runs, infinite where a run left the numbers."""
     keys = jax.vmap(jr.key)(jnp.arange(first_seed, first_seed + seeds))
-    return np.asarray(jax.jit(jax.vmap(row.rmse))(keys))
+    found = np.asarray(jax.jit(jax.vmap(row.rmse))(keys))
+    return np.where(np.isfinite(found), found, np.inf)
