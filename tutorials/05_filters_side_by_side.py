@@ -266,29 +266,24 @@ for name, x in sorted(results.items(), key=lambda item: item[1]["rmse"]):
 # %% [markdown]
 # ## Error against cost
 #
-# Left, the error of each method (a coloured mark) and what it thinks of its error, the
-# spread (a bar). Right, the same marks against the time of a cycle, with the numbers of
-# the methods.
+# Left, the error of each method (a dot) and what it thinks of its error, the spread
+# (a bar). Right, the same dots against the time of a cycle, with the numbers of the
+# methods.
 
 # %%
 order = sorted(results, key=lambda name: results[name]["rmse"])
 families = list(dict.fromkeys(x["family"] for x in results.values()))
-# Colours far apart, and a shape for each, so that none hangs on the colour alone.
-colours = ["#0072b2", "#e69f00", "#009e73", "#cc3311", "#882255", "#555555"]
-looks = {
-    family: {"color": colour, "marker": marker, "linestyle": "none"}
-    for family, colour, marker in zip(families, colours, "os^DvP", strict=False)
-}
+colour = {family: f"C{number}" for number, family in enumerate(families)}
 
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(8.6, 4.6), layout="constrained", width_ratios=(1, 1.25)
 )
 for number, name in enumerate(order, start=1):
     x = results[name]
-    look = {**looks[x["family"]], "zorder": 3}
-    left.plot(x["rmse"], number, markersize=5, **look)
+    place_of = {"color": colour[x["family"]], "zorder": 3}
+    left.plot(x["rmse"], number, "o", markersize=5, **place_of)
     left.plot(x["spread"], number, "|", markersize=9, color="0.3")
-    right.plot(x["milliseconds"], x["rmse"], markersize=11, **look)
+    right.plot(x["milliseconds"], x["rmse"], "o", markersize=11, **place_of)
     right.annotate(
         str(number),
         (x["milliseconds"], x["rmse"]),
@@ -316,7 +311,7 @@ right.set(
 right.set_yticks([0.2, 0.3, 0.5, 1], labels=["0.2", "0.3", "0.5", "1"])
 right.minorticks_off()
 for family in families:
-    right.plot([], [], label=family, **looks[family])
+    right.plot([], [], "o", color=colour[family], label=family)
 right.legend(fontsize=7)
 for panel in (left, right):
     panel.grid(alpha=0.3)
