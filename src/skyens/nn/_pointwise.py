@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from skyens.nn._precision import at_least_single
+
 
 class Pointwise(eqx.Module):
     """A linear map of channels, the same at every point."""
@@ -94,11 +96,14 @@ class ConditionalLayerNorm(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "channel latitude longitude"],
-        noise: Float[Array, "noise latitude longitude"],
+        noise: Float[Array, "noise #latitude #longitude"],
     ) -> Float[Array, "channel latitude longitude"]:
-        """Return the conditioned channels, in the dtype of `x`."""
+        """Return the conditioned channels, in the dtype of `x`.
+
+        Noise with one latitude and longitude is the same at every point.
+        """
         # Means and variances of half-precision channels are taken in float32.
-        wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+        wide = x.astype(at_least_single(x.dtype))
         centred = wide - wide.mean(0, keepdims=True)
         variance = (centred**2).mean(0, keepdims=True)
         normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
