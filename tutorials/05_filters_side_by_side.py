@@ -281,7 +281,7 @@ families = list(dict.fromkeys(x["family"] for x in results.values()))
 colours = ["#0072b2", "#e69f00", "#009e73", "#cc3311", "#882255", "#555555"]
 looks = {
     family: {"color": colour, "marker": marker, "linestyle": "none"}
-    for family, colour, marker in zip(families, colours, "osDvPh", strict=False)
+    for family, colour, marker in zip(families, colours, "osDph8", strict=False)
 }
 
 figure, (left, right) = plt.subplots(

@@ -13,7 +13,7 @@ import jupytext
 from nbclient import NotebookClient
 from PIL import Image
 
-COLOURS = 20  # maps and diagrams look the same, at a fifth of the size
+COLOURS = 40  # maps and diagrams look the same, at a fifth of the size
 WIDTH = 600  # pixels at most
 
 
@@ -22,7 +22,11 @@ def shrink(picture: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     image.thumbnail((WIDTH, image.height), Image.Resampling.LANCZOS)
     small = io.BytesIO()
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    # The median cut would give a rare colour, such as that of a few marks, to another.
+    reduced = image.quantize(
+        COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
+    reduced.save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 
