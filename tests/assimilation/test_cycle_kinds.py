@@ -6,9 +6,11 @@ import pytest
 
 from skyens import scores
 from skyens.assimilation import (
+    ESMDA,
     ETKF,
     AgainstObservations,
     IEnKS,
+    Inflated,
     Information,
     cycle,
     kalman_update,
@@ -142,15 +144,15 @@ def test_windows_that_do_not_fit_are_reported():
         run(window=6)
     with pytest.raises(ValueError, match="leave `asynchronous` and `forcings` out"):
         run(window=5, forcings=jnp.ones((5, 1)))
+    run = lambda method, **more: cycle(
+        still, method, jnp.ones((2, 3)), observe, jnp.ones((5, 3)), key=KEY, **more
+    )
     method = IEnKS(still, steps_between=3)
-    with pytest.raises(ValueError, match="has steps_between=3, the cycle 2"):
-        cycle(
-            still,
-            method,
-            jnp.ones((2, 3)),
-            observe,
-            jnp.ones((5, 3)),
-            key=KEY,
-            window=5,
-            steps_between=2,
-        )
+    for each in (method, Inflated(method)):
+        with pytest.raises(ValueError, match="has steps_between=3, the cycle 2"):
+            run(each, window=5, steps_between=2)
+        with pytest.raises(ValueError, match="IEnKS holds a step: give the length"):
+            run(each, steps_between=3)
+    for each in (ETKF(), Inflated(ETKF()), ESMDA(2)):
+        with pytest.raises(ValueError, match="holds no step, so it knows no window"):
+            run(each, window=5)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from skyens import dynamics
-from skyens.assimilation import ETKF, EnKF, EnKS, Inflated, cycle, smoothed
+from skyens.assimilation import (
+    ETKF,
+    AdaptiveInflation,
+    EnKF,
+    EnKS,
+    Inflated,
+    Reweighted,
+    cycle,
+    smoothed,
+)
 from skyens.observations import Diagonal, Index, Linear, Observation
 
 KEY = jr.key(3)
@@ -150,6 +159,10 @@ def test_wrong_use_is_reported():
         EnKS(ETKF(1.1), 2, ENSEMBLE)
     with pytest.raises(ValueError, match=r"use Inflated\(EnKS"):
         EnKS(Inflated(ETKF(), lambda analysis, *_, **__: analysis), 2, ENSEMBLE)
+    with pytest.raises(ValueError, match=r"use AdaptiveInflation\(EnKS"):
+        EnKS(Reweighted(AdaptiveInflation(ETKF())), 2, ENSEMBLE)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="`inflation` of `method`"):
+        EnKS(Reweighted(ETKF(1.1)), 2, ENSEMBLE)
     with pytest.raises(ValueError, match="not like the `ensemble0`"):
         EnKS(ETKF(), 2, ENSEMBLE)(ENSEMBLE[:4], observe(jnp.asarray(VALUES[0])))
     with pytest.raises(ValueError, match="takes a cycle with EnKS, got ETKF"):

@@ -13,6 +13,7 @@ from skyens.assimilation import (
     ETKF,
     LETKF,
     Additive,
+    BootstrapFilter,
     Inflated,
     Info,
     Localisation,
@@ -20,6 +21,7 @@ from skyens.assimilation import (
     Plane,
     RelaxToPriorPerturbations,
     RelaxToPriorSpread,
+    Weighted,
     cycle,
     ensemble_spread,
 )
@@ -312,3 +314,8 @@ def test_wrong_use_is_reported():
         ValueError, match=r"shape \(4, 2\) do not fit a leaf of float64"
     ):
         Additive(jnp.eye(2))(x, x, key=jr.key(0))
+    observation = Observation(jnp.zeros(2), Index(np.arange(2)), Diagonal(1.0))
+    particles = Inflated(BootstrapFilter(0.0), Multiplicative(2.0))
+    for background in (x, Weighted(x)):
+        with pytest.raises(ValueError, match="members that count the same, got Weig"):
+            particles(background, observation, key=jr.key(0))

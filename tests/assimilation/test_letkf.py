@@ -77,6 +77,42 @@ def test_an_infinite_length_gives_the_etkf(decompose, count):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "error", "close"), [(float, 1e-8, 1e-6), (jnp.float32, 1e-4, 2e-3)]
+)
+def test_observations_of_great_precision(dtype, error, close):
+    background, observation = problem(3)
+    sharp = Observation(
+        jnp.asarray(observation.value, dtype), observation.operator, Diagonal(error)
+    )
+    background = background.astype(dtype)
+    method = LETKF(localise(sharp, jnp.inf))
+    analysis, _ = analyse(method, background, sharp)
+    expected, _ = analyse(
+        ETKF(decompose=svd), background.astype(float), observation_in_double(sharp)
+    )
+    assert analysis.dtype == dtype
+    np.testing.assert_allclose(analysis, expected, atol=close)
+
+    def total(value):
+        seen = Observation(value, sharp.operator, Diagonal(error))
+        return jnp.sum(method(background, seen)[0] ** 2)
+
+    # The analysis is the value where it is seen: the slope is of order 1, not 1/error.
+    slope = jax.grad(total)(sharp.value)
+    step = jnp.asarray(0.01, dtype)
+    shift = lambda i, by: sharp.value.at[i].add(by)
+    numbers = [
+        (total(shift(i, step)) - total(shift(i, -step))) / 0.02 for i in range(3)
+    ]
+    np.testing.assert_allclose(slope, jnp.stack(numbers), rtol=200 * close)
+
+
+def observation_in_double(sharp):
+    value = sharp.value.astype(float)
+    return Observation(value, sharp.operator, sharp.error)
+
+
 def test_each_point_is_an_etkf_with_tapered_errors():
     background, observation = problem()
     length = 4e6

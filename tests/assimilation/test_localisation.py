@@ -178,6 +178,9 @@ def test_wrong_use_is_reported():
         Localisation(GRID, {"latitude": np.zeros(2)}, length=1e6)
     with pytest.raises(ValueError, match="say where the observations are"):
         Localisation(GRID, None, length=1e6)
+    nowhere = {"latitude": np.zeros(0), "longitude": np.zeros(0)}
+    with pytest.raises(ValueError, match="`coordinates` must be those of one obs"):
+        Localisation(GRID, nowhere, length=1e6)
     uneven = {"latitude": np.zeros(2), "longitude": np.zeros(3)}
     with pytest.raises(ValueError, match="as many latitudes as longitudes, got 2 and"):
         Localisation(GRID, uneven, length=1e6)

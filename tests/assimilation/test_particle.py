@@ -387,6 +387,16 @@ def test_experiments_batch_and_single_precision_stays():
     np.testing.assert_allclose(analysis.members[1], one.members, atol=1e-6)
 
 
+def test_half_precision_stays_and_is_computed_in_single():
+    members, observation = problem(jnp.float32)
+    wanted, told = analyse(BootstrapFilter(0.0), members, observation, key=jr.key(0))
+    half = members.astype(jnp.bfloat16)
+    found, info = analyse(BootstrapFilter(0.0), half, observation, key=jr.key(0))
+    assert found.members.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.weights, wanted.weights, atol=0.05)
+    np.testing.assert_allclose(info.chi_square, told.chi_square, rtol=0.1)
+
+
 def test_lorenz_63_is_followed_as_published():
     # DAPPER, mods/Lorenz63/sakov2012: PartFilt(N=100, reg=2.4, NER=0.3) has an error of
     # 0.38 to 0.40; the observation error is 1.4, climatology's 7.6.

@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 
 from skyens.assimilation import (
+    ESMDA,
     ETKF,
     BootstrapFilter,
     DenseCovariance,
     FourDVar,
+    IEnKS,
+    Inflated,
+    Multiplicative,
     Weighted,
     single_observation,
 )
@@ -86,6 +90,22 @@ def test_in_a_window_the_gain_is_carried_back_by_the_step():
         single_observation(method, background, second, window=0)
     with pytest.raises(ValueError, match="ETKF has no window"):
         single_observation(ETKF(), background, second, window=2)
+
+
+def test_a_smoother_without_a_step_has_no_window_and_one_that_is_held_has():
+    background = jr.normal(KEY, (12, 5))
+    once = single_observation(ESMDA(2), background, THIRD)
+    filtered = single_observation(ETKF(), background, THIRD)
+    np.testing.assert_allclose(once.mean, filtered.mean, atol=1e-10)
+    step = lambda state, forcing=None, *, key=None: 2 * state
+    smoother = IEnKS(step, steps_between=2)
+    found, wanted = (
+        single_observation(method, background, THIRD, window=2)
+        for method in (Inflated(smoother, Multiplicative(1.0)), smoother)
+    )
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-12)
+    with pytest.raises(ValueError, match="IEnKS holds a step: give `window`"):
+        single_observation(Inflated(smoother), background, THIRD)
 
 
 def test_wrong_use_is_reported():

@@ -4,10 +4,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from skyens.assimilation import ESMDA, ETKF, AdaptiveInflation, IEnKS, Inflated
 from skyens.assimilation._window import (
     ErrorOfTimes,
     check_observation,
     hide_all_but,
+    holds_step,
+    layers,
     observe_times,
     recorded,
 )
@@ -15,6 +18,21 @@ from skyens.observations import Dense, Diagonal, Index, Observation, StudentT
 
 KEY = jr.key(0)
 COVARIANCE = np.array([[1.0, 0.5], [0.5, 2.0]])
+
+
+def test_a_method_that_holds_another_has_its_step():
+    step = lambda state, forcing=None, *, key=None: state
+    for inner in (IEnKS(step), ESMDA(2, step=step)):
+        method = Inflated(AdaptiveInflation(inner))
+        assert [type(layer) for layer in layers(method)[:2]] == [
+            Inflated,
+            AdaptiveInflation,
+        ]
+        assert layers(method)[2] is inner
+        assert holds_step(inner)
+        assert holds_step(method)
+    for method in (ESMDA(2), Inflated(ETKF()), lambda background, *_: background):
+        assert not holds_step(method)
 
 
 def stacked(error, times=3):

@@ -14,6 +14,8 @@ def test_places_pass_poles_and_the_unknown_included():
     message = r"`latitude` must be in \[-90, 90\]: 1 of 3 .* at \(0,\), is 90\.5"
     with pytest.raises(eqx.EquinoxRuntimeError, match=message):
         check_places(latitude + 0.5, np.zeros(3))
+    with pytest.raises(ValueError, match=r"the same shape, got \(3,\) and \(2,\)"):
+        check_places(latitude, np.zeros(2))
     with pytest.raises(eqx.EquinoxRuntimeError, match="`latitude` must be in"):
         eqx.filter_jit(check_latitude)(jnp.asarray([91.0]))
 

@@ -84,6 +84,16 @@ def test_buddies_reject_the_lone_liar_and_believe_the_front():
     assert gross_error_check(reports(value), ENSEMBLE).rejected.sum() > 30
 
 
+def test_buddies_compare_directions_the_short_way_round():
+    rng = np.random.default_rng(3)
+    # Half a turn off everywhere: departures lie on both sides of 180 degrees.
+    value = (90 + 180 + rng.normal(size=STATIONS)) % 360
+    value[11] += 60
+    observation = Observation(value, see, Diagonal(5.0), None, PLACE, period=360)
+    checked = check_buddies(observation, 0 * ENSEMBLE + 90, radius=300e3)
+    assert np.flatnonzero(checked.rejected).tolist() == [11]
+
+
 def test_buddies_agree_with_a_reference():
     rng = np.random.default_rng(2)
     value = 280 + 3 * rng.standard_t(2, size=STATIONS)

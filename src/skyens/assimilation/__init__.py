@@ -16,6 +16,17 @@ forecasts, and `twin` makes a truth to test them on.
 - Particle filters, of `Weighted` members: `BootstrapFilter`, `AuxiliaryFilter`,
   `OptimalProposal`, `TemperedFilter`, `LocalParticleFilter`.
 - Parameters: `invert` with `EKI`, `UKI` or `EKS`.
+- Robust errors: `Reweighted` asks them again about each analysis.
+- Localisation, on a `Sphere` or a `Plane`: `Localisation` or `Moving` (and `Vertical`,
+  `CoarseWeights`) for the `LETKF`, `Schur` for `EnSRF` and `LocalisedEnKF`,
+  `localisation_roots` and `sphere_roots` for `Modulated`.
+- Background covariances: `DenseCovariance`, `DiagonalCovariance`, `SpectralCovariance`,
+  `EnsembleCovariance`, `HybridCovariance`, estimated by `estimate_dense`,
+  `estimate_diagonal` and `estimate_spectral` from an ensemble, or from
+  `forecast_differences`.
+- To look: `single_observation`, `moments` and `errors`, and the diagnostics of a cycle,
+  `AgainstObservations`, `AgainstTruth` and `Information`.
+- `Replace` makes up for members that failed.
 """
 
 from skyens.assimilation._adaptive_inflation import (

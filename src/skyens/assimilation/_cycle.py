@@ -19,6 +19,7 @@ from skyens.assimilation._diagnostics import Diagnostic
 from skyens.assimilation._ensemble import as_pytree, count_members
 from skyens.assimilation._failures import Replace
 from skyens.assimilation._progress import Bar
+from skyens.assimilation._window import holds_step, layers
 from skyens.dynamics import Purpose, member_keys, run_key
 from skyens.observations import Observation
 
@@ -134,8 +135,9 @@ def cycle(
         ValueError: `steps_between` is below 1, `data`, `truth` or `forcings` have not
             the leading axes they need, leaves disagree on the number of members, the
             windows do not fit the data or do not go with other arguments, the method
-            returns an analysis that is not like its background, or `checkpoint` does
-            not divide the number of analyses.
+            holds a step and there is no window, or the other way round, it returns an
+            analysis that is not like its background, or `checkpoint` does not divide
+            the number of analyses.
         EquinoxRuntimeError: more members failed at a time than `failures` allows.
     """
     if steps_between < 1:
@@ -155,6 +157,11 @@ def cycle(
         _check_steps(data, steps_between)
     if window is None and shift is not None:
         raise ValueError("`shift` moves a window: give its length as `window`.")
+    if window is None and holds_step(method):
+        raise ValueError(
+            f"{type(layers(method)[-1]).__name__} holds a step: give the length of its "
+            "`window`, in data."
+        )
     if window is not None:
         shift = window if shift is None else shift
         _check_window(method, times, window, shift, steps_between, asynchronous, steps)
@@ -275,7 +282,15 @@ def _check_window(
             "with `window` the method runs the step by itself: leave `asynchronous` "
             "and `forcings` out, and choose `steps_between` as small as is needed."
         )
-    if (own := getattr(method, "steps_between", steps_between)) != steps_between:
+    inner = layers(method)[-1]
+    # Others' methods may hold their step under any name.
+    ours = type(inner).__module__.startswith(f"{__package__}.")
+    if ours and not holds_step(inner):
+        raise ValueError(
+            f"{type(inner).__name__} holds no step, so it knows no window: leave "
+            "`window` out, or cycle with asynchronous=True."
+        )
+    if (own := getattr(inner, "steps_between", steps_between)) != steps_between:
         raise ValueError(
             f"the method has steps_between={own}, the cycle {steps_between}."
         )

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from skyens.assimilation._adaptive_inflation import AdaptiveInflation
 from skyens.assimilation._cycle import Cycle
 from skyens.assimilation._ensemble import Recorded, as_pytree, centre, count_members
 from skyens.assimilation._global_update import positive_inflation
 from skyens.assimilation._inflation import Inflated
+from skyens.assimilation._window import layers
 from skyens.observations import Observation
 
 
@@ -62,20 +64,23 @@ class EnKS(eqx.Module):
                 ensembles.
 
         Raises:
-            ValueError: `lag` is below 1, `method` is `Inflated`, or `ensemble0` has
-                fewer than two members.
+            ValueError: `lag` is below 1, `method` is or holds `Inflated` or
+                `AdaptiveInflation`, or `ensemble0` has fewer than two members.
             EquinoxRuntimeError: `inflation` is not above 0, or the method has one that
                 is not 1.
         """
         if lag < 1:
             raise ValueError(f"`lag` must be at least 1, got {lag}.")
-        if isinstance(method, Inflated):
-            raise ValueError(
-                "`method` is `Inflated`, which would inflate the past again at each "
-                "analysis; use Inflated(EnKS(...), ...) or EnKS(..., inflation=...)."
-            )
+        inside = layers(method)
+        for layer in inside:
+            if isinstance(layer, Inflated | AdaptiveInflation):
+                name = type(layer).__name__
+                raise ValueError(
+                    f"`method` is `{name}`, which would inflate the past again at each "
+                    f"analysis; use {name}(EnKS(...), ...) or EnKS(..., inflation=...)."
+                )
         count_members(ensemble0)
-        own = getattr(method, "inflation", None)
+        own = getattr(inside[-1], "inflation", None)
         self.inflation = positive_inflation(inflation)
         if eqx.is_array(own):
             self.inflation = eqx.error_if(

@@ -33,6 +33,7 @@ from skyens.assimilation._ensemble import (
     split,
     wide,
 )
+from skyens.assimilation._weighted import Weighted
 from skyens.observations import Observation
 
 
@@ -315,7 +316,8 @@ class Inflated(eqx.Module):
 
         Raises:
             ValueError: there are pieces `before`, and the predictions were recorded
-                along a window, where these pieces have not been.
+                along a window, where these pieces have not been; or the members are
+                `Weighted`, and pieces know no weights.
         """
         if self.before and isinstance(observation.operator, Recorded):
             raise ValueError(
@@ -330,6 +332,11 @@ class Inflated(eqx.Module):
         for piece, one in zip(self.before, ahead, strict=True):
             inflated = piece(inflated, background, key=one)
         analysis, info = self.method(inflated, observation, key=own)
+        if isinstance(background, Weighted) or isinstance(analysis, Weighted):
+            raise ValueError(
+                "`Inflated` is for members that count the same, got Weighted ones: "
+                "give a particle filter its own `regularisation`."
+            )
         for piece, one in zip(self.inflation, after, strict=True):
             analysis = piece(analysis, background, key=one)
         if (used := getattr(info, "used", None)) is not None:

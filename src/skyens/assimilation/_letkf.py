@@ -31,8 +31,11 @@ from skyens.assimilation._square_root import inverse_root
 from skyens.assimilation._transform import (
     Anomalies,
     Decomposition,
+    accurate,
     mean_weights,
+    svd,
     transform,
+    where_accurate,
 )
 from skyens.assimilation._vertical import Levels, Vertical, flatten, levels_of
 from skyens.observations import Observation
@@ -52,8 +55,8 @@ class LETKF(eqx.Module):
 
     Points are done in blocks, so that memory holds one block's `(point, neighbour,
     member)` at a time; gradients compute it anew. Square roots are taken by products of
-    matrices (`decompose=None`), as accurate as `gram` and faster; `svd` is for
-    observations hundreds of times more precise than the ensemble.
+    matrices (`decompose=None`), and in blocks where observations are too precise
+    against the ensemble for these by `svd`.
 
     Source: Hunt et al. (2007), Physica D 230, 112-126.
     """
@@ -219,37 +222,65 @@ def check_independent(observation: Observation, name: str) -> None:
 
 def _matrices(method, seen, mask, by_place, turn, index, taper):
     """Increment matrices and degrees of freedom, by point and place."""
-    members = seen.shape[1] - 1
     near = seen[index]
     weight = taper[:, :, None]
     if by_place is not None:
         weight = weight * by_place[index]
     active = jnp.any(mask[index][:, :, None] & (weight > 0), axis=1)
     if method.decompose is None:
-        # The squares Y Y' of tapered anomalies, and Y d as one more column.
-        across = jnp.swapaxes(near, 1, 2)[:, None, :members]
-        tapered = across * jnp.swapaxes(weight, 1, 2)[:, :, None, :]
-        square = matmul(tapered.reshape(len(index), -1, index.shape[1]), near)
-        square = square.reshape(len(index), -1, members, members + 1)
-        square, right = square[..., :members], square[..., members:]
-        identity = jnp.eye(members, dtype=square.dtype)[None, None]
-        root = inverse_root(identity + square / (members - 1))
-        weights = matmul(root, matmul(root, right))[..., 0] / (members - 1)
-        change = root - identity
-        freedom = jnp.sum(matmul(root, square) * root, axis=(-2, -1)) / (members - 1)
+        weights, change, freedom = _accurately(near, weight)
     else:
-
-        def one(near, weight):
-            near = near * _root(weight)[:, None]
-            return transform(near[:, :-1].T, near[:, -1], method.decompose)
-
-        by_places = jax.vmap(one, in_axes=(None, -1))
-        weights, change = jax.vmap(by_places)(near, weight)
-        freedom = jax.vmap(jax.vmap(degrees_of_freedom))(change)
+        weights, change, freedom = _by_decomposition(near, weight, method.decompose)
     make = lambda weights, change, active: increment_matrix(
         weights, change, active, method.inflation, turn
     )
     return jax.vmap(jax.vmap(make))(weights, change, active), freedom
+
+
+def _by_products(near, weight):
+    """Weights, `T - I` and degrees of freedom, by point and place."""
+    members = near.shape[-1] - 1
+    # The squares Y Y' of tapered anomalies, and Y d as one more column.
+    across = jnp.swapaxes(near, 1, 2)[:, None, :members]
+    tapered = across * jnp.swapaxes(weight, 1, 2)[:, :, None, :]
+    square = matmul(tapered.reshape(len(near), -1, near.shape[1]), near)
+    square = square.reshape(len(near), -1, members, members + 1) / (members - 1)
+    square, right = square[..., :members], square[..., members:]
+    identity = jnp.eye(members, dtype=square.dtype)[None, None]
+    root = inverse_root(identity + square)
+    weights = matmul(root, matmul(root, right))[..., 0]
+    freedom = jnp.sum(matmul(root, square) * root, axis=(-2, -1))
+    return (weights, root - identity, freedom), square
+
+
+def _by_decomposition(near, weight, decompose):
+    """As `_by_products`, however precise the observations are."""
+
+    def one(near, weight):
+        near = near * _root(weight)[:, None]
+        return transform(near[:, :-1].T, near[:, -1], decompose)
+
+    by_places = jax.vmap(one, in_axes=(None, -1))
+    weights, change = jax.vmap(by_places)(near, weight)
+    return weights, change, jax.vmap(jax.vmap(degrees_of_freedom))(change)
+
+
+@jax.custom_jvp
+def _accurately(near, weight):
+    """By products, or by decomposition where one point's condition asks for it."""
+    products, square = _by_products(near, weight)
+    exact = lambda near, weight: _by_decomposition(near, weight, svd)
+    return where_accurate(square, products, exact, near, weight)
+
+
+@_accurately.defjvp
+def _accurately_jvp(primals, tangents):
+    products = lambda *inputs: _by_products(*inputs)[0]
+    exact = lambda *inputs: _by_decomposition(*inputs, svd)
+    slope = lambda function: lambda tangents: jax.jvp(function, primals, tangents)[1]
+    _, square = _by_products(*primals)
+    moved = jax.lax.cond(accurate(square), slope(products), slope(exact), tangents)
+    return _accurately(*primals), moved
 
 
 def _recombine(matrix, ensemble, levels: Levels):

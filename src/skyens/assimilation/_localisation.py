@@ -102,8 +102,8 @@ class Localisation(eqx.Module):
             taper: the weight by distance over length, see `Step`.
 
         Raises:
-            ValueError: a coordinate is missing, their shapes differ, or `width` is not
-                given under tracing.
+            ValueError: a coordinate is missing, they are empty, their shapes differ,
+                or `width` is not given under tracing.
             EquinoxRuntimeError: `length` is not above 0, a latitude lies outside
                 [-90, 90], or a point has more neighbours than `width`.
         """
@@ -229,6 +229,8 @@ def _place(
     """Geometry, length and places in one dtype, checked."""
     geometry = as_geometry(grid, radius)
     places = geometry.place({} if coordinates is None else coordinates)
+    if places.size == 0:
+        raise ValueError("`coordinates` must be those of one observation at least.")
     return geometry, _above_0(jnp.asarray(length, places.dtype)), places
 
 

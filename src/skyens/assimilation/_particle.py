@@ -28,6 +28,7 @@ from skyens.assimilation._ensemble import (
     matmul,
     predict_members,
     split,
+    wide,
 )
 from skyens.assimilation._particle_noise import healthy
 from skyens.assimilation._resampling import Systematic
@@ -138,6 +139,7 @@ def see(
     fine = healthy(members)
     members = jax.tree.map(lambda leaf: heal(leaf, fine), members)
     predictions = predict_members(members, observation)
+    predictions = predictions.astype(wide(predictions.dtype))
     wrong = ~jnp.isfinite(predictions) & observation.mask[None]
     fine = fine & ~jnp.any(wrong.reshape(len(wrong), -1), axis=1)
     predictions = jnp.where(jnp.isfinite(predictions), predictions, 0)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from skyens.assimilation._ensemble import centre, predict_members
 from skyens.assimilation._moments import Moments, moments
 from skyens.assimilation._weighted import Weighted, weighted_mean
+from skyens.assimilation._window import holds_step, layers
 from skyens.observations import Diagonal, Observation
 
 
@@ -74,9 +75,9 @@ def single_observation(
         )
     if window is not None and window < 1:
         raise ValueError(f"`window` must be at least 1, got {window}.")
-    if (window is None) == hasattr(method, "steps_between"):
+    if (window is None) == holds_step(method):
         raise ValueError(
-            f"{type(method).__name__} "
+            f"{type(layers(method)[-1]).__name__} "
             + ("holds a step: give `window`." if window is None else "has no window.")
         )
     then = members if window is None else _forecast(method, members, window)
@@ -105,8 +106,9 @@ def single_observation(
 
 def _forecast(method: Any, members: PyTree[Array], window: int) -> PyTree[Array]:
     """The members at the end of the window, by the step that the method holds."""
-    step = jax.vmap(method.step)
-    steps = window * method.steps_between
+    inner = layers(method)[-1]
+    step = jax.vmap(inner.step)
+    steps = window * inner.steps_between
     return jax.lax.scan(lambda x, _: (step(x), None), members, None, length=steps)[0]
 
 

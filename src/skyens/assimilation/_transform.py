@@ -15,7 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from skyens.assimilation._ensemble import matmul
 from skyens.assimilation._square_root import inverse_root
@@ -73,7 +73,7 @@ def transform(
     identity = jnp.eye(len(anomalies), dtype=square.dtype)
     root = inverse_root(identity + square)
     right = matmul(anomalies, innovation) / spread
-    return _where_accurate(
+    return where_accurate(
         square,
         (matmul(root, matmul(root, right)), root - identity),
         lambda anomalies: _functions(*svd(anomalies), innovation),
@@ -89,10 +89,11 @@ def transform_jvp(decompose, primals, tangents):
     spread = y.shape[0] - 1
     eigenvalue = spread + s**2
     weights, change = _functions(u, s, scaled, d)
-    # dw = C^-1 (dY (d - Y'w) + Y (dd - dY'w))
-    right = matmul(dy, d - matmul(weights, y)) + matmul(y, dd - matmul(weights, dy))
+    # dw = C^-1 dY (d - Y'w) + C^-1 Y (dd - dY'w), where C^-1 Y needs no difference
+    right = matmul(dy, d - matmul(weights, y))
     inside = matmul(u.T, right) * (1 / eigenvalue - 1 / spread)
-    dweights = right / spread + matmul(u, inside)
+    seen = matmul(scaled.T, dd - matmul(weights, dy)) / eigenvalue
+    dweights = right / spread + matmul(u, inside + seen)
     # dT in the basis U (block `inner`) and between it and its complement, where C is
     # the constant N - 1 (block `outer`).
     moved = matmul(dy, scaled)
@@ -122,7 +123,7 @@ def gain(anomalies: Anomalies, decompose: Decompose) -> Anomalies:
     factor = jnp.linalg.cholesky(identity + square)
     inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
     inverse = matmul(inverse.T, inverse) / spread
-    return _where_accurate(
+    return where_accurate(
         square,
         matmul(inverse, anomalies),
         lambda anomalies: _gain(*svd(anomalies), anomalies),
@@ -135,12 +136,13 @@ def _gain_jvp(decompose, primals, tangents):
     (y,), (dy,) = primals, tangents
     u, s, scaled = (decompose or svd)(y)
     k = _gain(u, s, scaled, y)
-    # dK = C^-1 (dY - (dY Y' + Y dY') K)
-    cross = matmul(dy, y.T)
-    right = dy - matmul(cross + cross.T, k)
+    # dK = C^-1 dY (I - Y'K) - C^-1 Y dY'K, where C^-1 Y needs no difference
     spread = len(y) - 1
-    inside = matmul(u.T, right) * (1 / (spread + s**2) - 1 / spread)[:, None]
-    return k, right / spread + matmul(u, inside)
+    eigenvalue = (spread + s**2)[:, None]
+    right = dy - matmul(dy, matmul(y.T, k))
+    inside = matmul(u.T, right) * (1 / eigenvalue - 1 / spread)
+    seen = matmul(scaled.T, matmul(dy.T, k)) / eigenvalue
+    return k, right / spread + matmul(u, inside - seen)
 
 
 def mean_weights(
@@ -153,33 +155,32 @@ def mean_weights(
     return jax.scipy.linalg.solve(square, right, assume_a="pos")
 
 
-def _where_accurate(
-    square: Float[Array, "member member"],
-    products: PyTree[Array],
-    exact: Callable[[Anomalies], PyTree[Array]],
-    anomalies: Anomalies,
-) -> PyTree[Array]:
-    """Return what `products` gave for `I + square`, or `exact(anomalies)`.
+def accurate(square: Float[Array, "*batch member member"]) -> Bool[Array, ""]:
+    """Return whether products of `I + square` may take the place of decompositions.
 
-    Products square the condition of the anomalies. What they may lose is kept below
-    `eps**(3/4)`: 7e-6 in float32, 2e-12 in float64.
+    They square the condition of the anomalies. What they may lose is kept below
+    `eps**(3/4)`, 7e-6 in float32 and 2e-12 in float64, in all of a batch.
     """
-    largest = jnp.sqrt(jnp.sum(square**2))
-    accurate = ~(largest > jnp.finfo(square.dtype).eps ** -0.25)  # NaN stays NaN
+    largest = jnp.sqrt(jnp.max(jnp.sum(square**2, axis=(-2, -1)), initial=0))
+    return ~(largest > jnp.finfo(square.dtype).eps ** -0.25)  # NaN stays NaN
+
+
+def where_accurate(
+    square: Float[Array, "*batch member member"],
+    products: PyTree[Array],
+    exact: Callable[..., PyTree[Array]],
+    *inputs: Array,
+) -> PyTree[Array]:
+    """Return what `products` gave for `I + square`, or else `exact(*inputs)`."""
 
     def body(carry):
         # Tied to what the loop changes, or the compiler would compute it before.
-        tied, _ = jax.lax.optimization_barrier((anomalies, carry[0]))
-        return jnp.ones_like(carry[0]), exact(tied)
+        tied, _ = jax.lax.optimization_barrier((inputs, carry[0]))
+        return jnp.ones_like(carry[0]), exact(*tied)
 
     # A loop of one pass at most: unlike `cond`, a batch runs it only if one needs it.
-    return jax.lax.while_loop(lambda carry: ~carry[0], body, (accurate, products))[1]
-
-
-def _gain(u, s, scaled, anomalies):
-    """`U s / (N - 1 + s^2) V'`; `anomalies` tell the number of members."""
-    factor = 1 / (len(anomalies) - 1 + s**2)
-    return matmul(u * factor[None, :], scaled.T)
+    start = accurate(square), products
+    return jax.lax.while_loop(lambda carry: ~carry[0], body, start)[1]
 
 
 def _functions(u, s, scaled, innovation):

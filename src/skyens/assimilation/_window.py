@@ -13,6 +13,24 @@ from skyens.assimilation._ensemble import Recorded
 from skyens.observations import Error, Observation
 
 
+def layers(method: Any) -> list[Any]:
+    """Return a method, the one it holds if it holds one, and so on to the innermost.
+
+    `Inflated(AdaptiveInflation(ETKF()))` has three.
+    """
+    found = [method]
+    while (inner := getattr(found[-1], "method", None)) is not None:
+        found.append(inner)
+    return found
+
+
+def holds_step(method: Any) -> bool:
+    """Whether it is a method of windows, which runs the step by itself."""
+    inner = layers(method)[-1]
+    step = getattr(inner, "step", None)
+    return step is not None and hasattr(inner, "steps_between")
+
+
 def recorded(
     observations: Observation, predictions: Float[Array, "member time *observation"]
 ) -> Observation:

@@ -5,9 +5,9 @@ import math
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
 from jaxtyping import Array, Float, Key
 
+from skyens.nn._correlation import correlate
 from skyens.nn._domain import Domain, pad
 
 
@@ -38,6 +38,7 @@ class Convolution(eqx.Module):
         self, x: Float[Array, "in latitude longitude"], domain: Domain
     ) -> Float[Array, "out latitude longitude"]:
         """Return the mixed channels, in the dtype of `x`."""
-        wide, weight = pad(domain, x, 1)[None], self.weight.astype(x.dtype)
-        y = lax.conv_general_dilated(wide, weight, (1, 1), "VALID")[0]
+        wide = pad(domain, x, 1).transpose(1, 2, 0)[None]
+        weight = self.weight.astype(x.dtype).transpose(2, 3, 1, 0)
+        y = correlate(wide, weight)[0].transpose(2, 0, 1)
         return y + self.bias.astype(x.dtype)[:, None, None]

@@ -138,7 +138,7 @@ class Observation(eqx.Module):
         if self.period is None:
             return predictions
         first = predictions[:1]
-        return first + _wrap(predictions - first, self.period[None])
+        return first + wrap(predictions - first, self.period[None])
 
     def residual(
         self, prediction: Float[Array, "*observation"]
@@ -153,7 +153,7 @@ class Observation(eqx.Module):
         prediction = jnp.where(self.mask, prediction, 0).astype(dtype)
         difference = value - prediction
         if self.period is not None:
-            difference = _wrap(difference, self.period)
+            difference = wrap(difference, self.period)
         return jnp.where(self.mask, difference, 0)
 
     def law(self, prediction: Float[Array, "*observation"]) -> Error:
@@ -294,7 +294,7 @@ def check_prediction(prediction: Any, shape: tuple[int, ...]) -> Array:
     return prediction
 
 
-def _wrap(difference: Array, period: Array) -> Array:
+def wrap(difference: Array, period: Array) -> Array:
     """Return `difference` less whole periods, in [-period / 2, period / 2)."""
     period = period.astype(difference.dtype)
     finite = jnp.isfinite(period)

@@ -104,6 +104,7 @@ class Interpolate(eqx.Module):
         and must be masked.
 
         Raises:
+            ValueError: there are not as many latitudes as longitudes.
             EquinoxRuntimeError: a latitude lies outside [-90, 90].
         """
         self.grid = grid

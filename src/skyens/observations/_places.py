@@ -18,14 +18,21 @@ def check_latitude(latitude: Float[Array | np.ndarray, "..."]) -> Float[Array, "
 
 
 def check_places(
-    latitude: Float[Array | np.ndarray, "point"],
-    longitude: Float[Array | np.ndarray, "point"],
+    latitude: Float[Array | np.ndarray, "_"],
+    longitude: Float[Array | np.ndarray, "_"],
 ) -> tuple[Float[Array, "point"], Float[Array, "point"]]:
     """Return both as arrays.
 
     Raises:
+        ValueError: there are not as many latitudes as longitudes.
         EquinoxRuntimeError: a latitude lies outside [-90, 90] degrees.
     """
+    shapes = jnp.shape(latitude), jnp.shape(longitude)
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`latitude` and `longitude` must have the same shape, got "
+            f"{shapes[0]} and {shapes[1]}."
+        )
     return check_latitude(latitude), jnp.asarray(longitude)
 
 

@@ -19,7 +19,7 @@ from skyens.observations._departures import (
     on_unit_sphere,
     places,
 )
-from skyens.observations._observation import Observation
+from skyens.observations._observation import Observation, wrap
 
 _GAUSSIAN = 1.4826  # standard deviation over median absolute deviation, of a normal law
 
@@ -133,6 +133,7 @@ def buddy_check(
     number = jnp.arange(flat.size)
     width = min(neighbours, flat.size)
     position = on_unit_sphere(latitude, longitude)
+    period = None if observation.period is None else observation.period.reshape(-1)
 
     def contradicted(entry):
         # Chords order as arcs do, and cost a tenth.
@@ -146,10 +147,14 @@ def buddy_check(
             longitude[index],
         )
         near = buddy[index] & (distance * sphere_radius <= radius)
-        middle = _median(flat[index], near)
-        scatter = _GAUSSIAN * _median(jnp.abs(flat[index] - middle[None]), near)
+        # Departures of 179 and -179 degrees are near each other.
+        apart = flat[index] - flat[entry][None]
+        if period is not None:
+            apart = wrap(apart, period[entry][None])
+        middle = _median(apart, near)
+        scatter = _GAUSSIAN * _median(jnp.abs(apart - middle[None]), near)
         allowed = jnp.sqrt(error.reshape(-1)[entry] + scatter**2)
-        far = jnp.abs(flat[entry] - middle) > jnp.asarray(limit, flat.dtype) * allowed
+        far = jnp.abs(middle) > jnp.asarray(limit, flat.dtype) * allowed
         return far & (jnp.sum(near) >= fewest)
 
     wrong = jax.lax.map(contradicted, number, batch_size=min(64, flat.size))

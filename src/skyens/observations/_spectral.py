@@ -43,7 +43,8 @@ class SpectralInterpolate(eqx.Module):
         and must be masked. `lmax` is the largest that the grid resolves if left out.
 
         Raises:
-            ValueError: `lmax` is negative, or above what the grid resolves.
+            ValueError: `lmax` is negative, or above what the grid resolves, or there
+                are not as many latitudes as longitudes.
             EquinoxRuntimeError: a latitude lies outside [-90, 90].
         """
         self.latitude, self.longitude = check_places(latitude, longitude)
