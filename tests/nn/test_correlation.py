@@ -63,7 +63,9 @@ def test_the_dtype_is_kept(dtype):
     found = correlate(X.astype(dtype), WEIGHT.astype(dtype))
     assert found.dtype == dtype
     np.testing.assert_allclose(
-        found.astype(float), correlate(X, WEIGHT), atol=100 * jnp.finfo(dtype).eps
+        found.astype(float),
+        correlate(X, WEIGHT),
+        atol=100 * float(jnp.finfo(dtype).eps),
     )
 
 

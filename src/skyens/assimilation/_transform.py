@@ -183,6 +183,12 @@ def where_accurate(
     return jax.lax.while_loop(lambda carry: ~carry[0], body, start)[1]
 
 
+def _gain(u, s, scaled, anomalies):
+    """`U s / (N - 1 + s^2) V'`; `anomalies` tell the number of members."""
+    factor = 1 / (len(anomalies) - 1 + s**2)
+    return matmul(u * factor[None, :], scaled.T)
+
+
 def _functions(u, s, scaled, innovation):
     """Weights w and `T - I`.
 
