@@ -74,6 +74,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)  # of the cycle
     begin: Callable[..., Any] = lambda setting, ensemble: ensemble
     step: Callable[[Setting], Any] = lambda setting: setting.step
+    estimate: Callable[[da.Cycle], Any] = lambda result: result.analyses
 
     @property
     def limit(self) -> float:
@@ -101,7 +102,7 @@ class Row:
             reduce=mean,
             **self.options,
         )
-        error = jnp.sqrt(jnp.mean((result.analyses - world.truth) ** 2, axis=-1))
+        error = jnp.sqrt(jnp.mean((self.estimate(result) - world.truth) ** 2, axis=-1))
         return jnp.mean(error[setting.burn_in :])
 
 
@@ -264,6 +265,16 @@ def iterated(**options):
     )
 
 
+def lagged(members: int, lag: int, inflation: float):
+    """Return the ensemble Kalman smoother."""
+
+    def method(setting, world):
+        ensemble = jnp.zeros((members, len(setting.start)))  # its memory is empty yet
+        return da.EnKS(da.ETKF(), lag, ensemble, inflation=inflation, reduce=mean)
+
+    return method
+
+
 def extended(inflation: float, dt: float):
     """Return what a row of the extended Kalman filter differs in."""
     return {
@@ -420,6 +431,15 @@ def rows() -> list[Row]:
             highest=0.338,
         ),
         Row(FINE, "ETKF, 1.08", 25, etkf(1.08, False), None, 0.335),
+        Row(
+            FINE,
+            "EnKS, lag 12, 1.08",
+            25,
+            lagged(25, 12, 1.08),
+            None,
+            0.208,
+            estimate=da.smoothed,
+        ),
         Row(
             LORENZ63,
             "extended, 180",

@@ -276,7 +276,7 @@ def _accurately(near, weight):
 @_accurately.defjvp
 def _accurately_jvp(primals, tangents):
     products = lambda *inputs: _by_products(*inputs)[0]
-    exact = lambda *inputs: _by_decomposition(*inputs, svd)
+    exact = lambda near, weight: _by_decomposition(near, weight, svd)
     slope = lambda function: lambda tangents: jax.jvp(function, primals, tangents)[1]
     _, square = _by_products(*primals)
     moved = jax.lax.cond(accurate(square), slope(products), slope(exact), tangents)
