@@ -271,9 +271,9 @@ for name, x in sorted(results.items(), key=lambda item: item[1]["rmse"]):
 # %% [markdown]
 # ## Error against cost
 #
-# Left, the error of each method (a mark in its family's shape) and what it thinks of its
-# error, the spread (a bar). Right, the same marks against the time of a cycle, with the
-# numbers of the methods.
+# Left, the error of each method (a mark in its family's shape) and what it thinks of
+# its error, the spread (a bar). Right, the same marks against the time of a cycle, with
+# the numbers of the methods.
 
 # %%
 order = sorted(results, key=lambda name: results[name]["rmse"])

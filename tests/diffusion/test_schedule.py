@@ -5,8 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from scipy.integrate import solve_ivp
 
-from skyens.diffusion import EDM, Schedule
+from skyens.diffusion import (
+    EDM,
+    CosineVariancePreserving,
+    RectifiedFlow,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    dispersion,
+    drift,
+    level,
+)
+
+TIMES = jnp.array([0.02, 0.3, 0.7, 0.98])
+rates_of = jax.jit(
+    lambda schedule, time: (drift(schedule, time), dispersion(schedule, time))
+)
 
 
 class EDMTest(chex.TestCase):
@@ -91,3 +107,98 @@ def test_a_schedule_compiles_once_for_all_its_values():
     levels = jnp.stack([first(EDM(sigma_max=high)) for high in (10.0, 20.0)])
     chex.assert_trees_all_close(levels, jnp.array([10.0, 20.0]))
     assert len(traces) == 1
+
+
+def test_exploding_levels_are_equidistant_in_their_logarithm():
+    schedule, steps = VarianceExploding(0.02, 50.0), 6
+    assert isinstance(schedule, Schedule)
+    levels = schedule.sigmas(steps)
+    chex.assert_trees_all_close(levels[:-1], jnp.geomspace(50, 0.02, steps), rtol=1e-12)
+    assert levels[-1] == 0
+    chex.assert_trees_all_close(VarianceExploding().sigmas(1), jnp.array([80.0, 0.0]))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="0 < `sigma_min` < `sigma_max`"):
+        VarianceExploding(80.0, 0.01)
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 90.0), VarianceExploding(0.01, 90.0)])
+def test_the_time_of_a_level_is_found_again(schedule):
+    time = jnp.linspace(0, 1, 9)
+    chex.assert_trees_all_close(
+        schedule.time_of(level(schedule, time)), time, atol=1e-13
+    )
+    near = schedule.time_of(jnp.array(0.01, jnp.float32))
+    assert near.dtype == jnp.float32
+    chex.assert_trees_all_close(near, jnp.zeros((), jnp.float32), atol=1e-6)
+
+
+# The process `dx = f x dt + g dW` of each schedule, as its paper gives it.
+FORMULAS = {
+    "exploding": (
+        VarianceExploding(0.01, 50.0),
+        lambda t: 0 * t,
+        lambda t: 0.01 * 5000**t * np.sqrt(2 * np.log(5000)),
+    ),
+    "preserving": (
+        VariancePreserving(0.1, 20.0),
+        lambda t: -(0.1 + 19.9 * t) / 2,
+        lambda t: np.sqrt(0.1 + 19.9 * t),
+    ),
+    "cosine": (
+        CosineVariancePreserving(0.008),
+        lambda t: -np.pi / 2.016 * np.tan((t + 0.008) / 1.008 * np.pi / 2),
+        lambda t: np.sqrt(2 * np.pi / 2.016 * np.tan((t + 0.008) / 1.008 * np.pi / 2)),
+    ),
+    "rectified": (
+        RectifiedFlow(),
+        lambda t: -1 / (1 - t),
+        lambda t: np.sqrt(2 * t / (1 - t)),
+    ),
+    "elucidated": (
+        EDM(0.01, 90.0, rho=3.0),
+        lambda t: 0 * t,
+        lambda t: np.sqrt(
+            6 * (90 ** (1 / 3) - 0.01 ** (1 / 3)) * edm_root(t) ** 5  # 2 sigma sigma'
+        ),
+    ),
+}
+
+
+def edm_root(t):
+    return t * 90 ** (1 / 3) + (1 - t) * 0.01 ** (1 / 3)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_drift_and_dispersion_are_the_published_ones(name):
+    schedule, falls, stirs = FORMULAS[name]
+    time = np.asarray(TIMES)
+    chex.assert_trees_all_close(
+        rates_of(schedule, TIMES), (falls(time), stirs(time)), rtol=1e-10
+    )
+    start = rates_of(schedule, 0 * TIMES)[1]
+    chex.assert_trees_all_close(start, stirs(0 * time), rtol=1e-6, atol=1e-6)
+    fall, stir = rates_of(schedule, TIMES.astype(jnp.float32))
+    assert fall.dtype == stir.dtype == jnp.float32
+    chex.assert_trees_all_close(stir, stirs(time).astype(np.float32), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_process_has_the_law_of_the_schedule(name):
+    """Its variance grows by `dv = (2 f v + g^2) dt`, as a solver of SciPy finds."""
+    schedule = FORMULAS[name][0]
+
+    def rate(t, v):
+        fall, stir = map(float, rates_of(schedule, jnp.asarray(t)))
+        return 2 * fall * v + stir**2
+
+    first, last = 0.1, 0.9
+    at = lambda t: float(schedule.sigma(jnp.asarray(t))) ** 2
+    found = solve_ivp(rate, (first, last), [at(first)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.y[0, -1], at(last), rtol=1e-6)
+
+
+def test_gradients_in_the_settings_pass_through_the_rates():
+    rate = lambda high: dispersion(EDM(sigma_max=high), TIMES).sum()
+    slope = jax.jit(jax.grad(rate))(50.0)
+    at = jax.jit(rate)
+    change = (at(50 + 1e-4) - at(50 - 1e-4)) / 2e-4
+    chex.assert_trees_all_close(slope, change, rtol=1e-6)

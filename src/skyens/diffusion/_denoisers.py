@@ -216,22 +216,31 @@ def _precision(variances, sigma):
 
 
 def _shrink(covariance, basis, variances, vector, sigma):
-    """Return `C (C + sigma^2 I)^-1 vector`, with its derivatives in C.
+    """Return `C K vector` with `K = (C + sigma^2 I)^-1`, with its derivatives in C.
 
     The derivative of an eigendecomposition is infinite at repeated eigenvalues, that of
-    this function is not. The tables, which carry no derivative, give the value. Away
-    from the C0 they were made of it changes, with K = (C + sigma^2 I)^-1, by
-    `sigma^2 K0 (C - C0) K vector`: always 0, and right in derivatives of every order.
+    this function is not. It is the second half of the solution of a linear system,
+    `(C + sigma^2 I) w = vector` and `u - C w = 0`: the tables, which carry no
+    derivative, solve it, and the system gives the derivatives, of every order.
     """
     multiply = lambda matrix, v: jnp.matmul(matrix, v, precision="highest")
-    noise, precision = sigma * sigma, _precision(variances, sigma)
-    solved = jax.lax.custom_linear_solve(
-        lambda v: multiply(covariance, v) + noise * v,
-        vector,
-        solve=lambda _, v: multiply(basis, precision * multiply(basis.T, v)),
-        symmetric=True,
-    )
-    change = multiply(covariance - jax.lax.stop_gradient(covariance), solved)
-    along = _gain(variances, sigma) * multiply(basis.T, vector)
-    along = along + noise * precision * multiply(basis.T, change)
-    return multiply(basis, along)
+    gain, precision = _gain(variances, sigma), _precision(variances, sigma)
+
+    def system(unknown):
+        solved, shrunk = unknown
+        seen = multiply(covariance, solved)
+        return jnp.stack([seen + sigma * sigma * solved, shrunk - seen])
+
+    def solve(_, right):
+        first, second = right
+        along = multiply(basis.T, first)
+        shrunk = second + multiply(basis, gain * along)
+        return jnp.stack([multiply(basis, precision * along), shrunk])
+
+    def solve_transposed(_, right):
+        first, second = right
+        along = precision * multiply(basis.T, first) + gain * multiply(basis.T, second)
+        return jnp.stack([multiply(basis, along), second])
+
+    right = jnp.stack([vector, jnp.zeros_like(vector)])
+    return jax.lax.custom_linear_solve(system, right, solve, solve_transposed)[1]

@@ -1,10 +1,10 @@
 """Guidance: turn a prior's denoiser and an observation into the posterior's denoiser.
 
-Guidance returns a denoiser again, so every sampler takes it, and so does `guide`:
-observations of several sources are guided one after the other.
+Guidance returns a denoiser again, so every sampler takes it, and so does `guide`.
+Several sources guide together, or one after the other, each by its own method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,6 +14,8 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from skyens.diffusion._denoisers import Denoiser, Scalar
+from skyens.diffusion._units import InUnits, in_terms_of
+from skyens.observations import Observation, stack
 
 
 @runtime_checkable
@@ -82,7 +84,7 @@ class MMPS(eqx.Module):
             lx.positive_semidefinite_tag if self.symmetric else (),
         )
         # A solve that has not converged still guides; it must not stop the others.
-        solver = self.solver or _conjugate_gradients(innovation)
+        solver = self.solver or conjugate_gradients(innovation)
         solution = lx.linear_solve(system, innovation, solver, throw=False)
         return clean + spread(solution.value)
 
@@ -109,19 +111,33 @@ _MMPS = MMPS()
 
 
 def guide(
-    denoiser: Denoiser, observation: Linearisable, method: Callable = _MMPS
+    denoiser: Denoiser,
+    observation: Linearisable | InUnits | Sequence[Observation | InUnits],
+    method: Callable = _MMPS,
 ) -> GuidedDenoiser:
     """Return the denoiser of the posterior, given an `observation` of the clean state.
 
     The observation must be one of the state that the denoiser knows, in its units: if
-    that is normalised or a latent, `observation.pullback(decode)` makes it so.
+    that is normalised or a latent, `observation.pullback(decode)` makes it so, or both
+    state their units, as `Normalised` and `InUnits`. Several observations of
+    independent errors count as one, see `observations.stack`.
 
     `method(denoise, observation, x, sigma)` returns the guided state, as `MMPS()` does.
+
+    Raises:
+        ValueError: the sequence of observations is empty, or units are stated by one of
+            prior and observation only, or differ.
     """
-    return GuidedDenoiser(denoiser, observation, method)
+    own: Linearisable
+    if isinstance(observation, Sequence):
+        own = stack([in_terms_of(denoiser, one) for one in observation])
+    else:
+        own = in_terms_of(denoiser, observation)
+    return GuidedDenoiser(denoiser, own, method)
 
 
-def _conjugate_gradients(innovation):
+def conjugate_gradients(innovation: Any) -> lx.CG:
+    """Return the solver of `(I + a covariance) z = innovation`, whitened."""
     leaves = jax.tree.leaves(innovation)
     size = sum(leaf.size for leaf in leaves)
     # Whitened, every eigenvalue of the system is at least 1: the residual bounds the

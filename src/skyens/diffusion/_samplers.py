@@ -1,27 +1,34 @@
-"""Samplers: walk a noisy state down the levels of a schedule, one `lax.scan`.
-
-All methods follow the probability flow `dx / dsigma = (x - D(x, sigma)) / sigma`, in
-coordinates scaled by `1 / alpha`, in which it is the same for every schedule.
-"""
+"""Samplers: walk a noisy state down the levels of a schedule, one `lax.scan`."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from skyens.assimilation._progress import Bar
+from skyens.diffusion._checked import (
+    checked_denoiser,
+    checked_levels,
+    first_failure,
+    report_failure,
+)
 from skyens.diffusion._denoisers import Denoiser
 from skyens.diffusion._noise import Noise, White
 from skyens.diffusion._schedule import Schedule
+from skyens.diffusion._steppers_multistep import DPMSolver2M
 
 
 @runtime_checkable
 class Method(Protocol):
-    """A stepper: what it needs of the levels, what it remembers, and one step."""
+    """A stepper: what it needs of the levels, what it remembers, and one step.
+
+    One that calls the denoiser beyond the schedule's levels, as churn does, has besides
+    a method `visited(sigmas)` that returns the levels it calls it at.
+    """
 
     def plan(self, sigmas: Float[Array, "levels"]) -> Any:
         """Return arrays with one leading entry per step, from the levels alone."""
@@ -48,132 +55,6 @@ class Method(Protocol):
         ...
 
 
-class Euler(eqx.Module):
-    """The first-order method, one evaluation per step; the same as DDIM without noise.
-
-    Source: Song, Meng & Ermon (2021), ICLR, arXiv:2010.02502, equation 13.
-    """
-
-    def plan(self, sigmas: Float[Array, "levels"]) -> Any:
-        """Return each step's level and the ratio of the next level to it."""
-        return sigmas[:-1], sigmas[1:] / sigmas[:-1]
-
-    def init(self, x: Float[Array, "*state"]) -> Any:
-        """Remember nothing."""
-        return None
-
-    def step(self, denoise, x, memory, now, *, noise, key):
-        """Move on the straight line through the state and its denoised guess."""
-        sigma, ratio = now
-        clean = denoise(x, sigma)
-        return clean + ratio * (x - clean), None
-
-
-class Heun(eqx.Module):
-    """The second-order method of EDM, two evaluations per step, with optional churn.
-
-    Before a step from a level in [churn_min, churn_max] the noise is raised to
-    `sigma * (1 + min(churn / steps, sqrt(2) - 1))` by adding fresh noise of standard
-    deviation `noise_scale` times what that takes. A step into 0 is one of Euler's.
-    `churn = 0` is deterministic; above 1, `noise_scale` makes up for a denoiser that
-    removes too much, and biases an exact one.
-
-    Source: Karras et al. (2022), arXiv:2206.00364, algorithm 2.
-    """
-
-    churn: Float[Array, ""]
-    churn_min: Float[Array, ""]
-    churn_max: Float[Array, ""]
-    noise_scale: Float[Array, ""]
-
-    def __init__(
-        self,
-        churn: float | Float[Array, ""] = 0.0,
-        churn_min: float | Float[Array, ""] = 0.0,
-        churn_max: float | Float[Array, ""] = jnp.inf,
-        noise_scale: float | Float[Array, ""] = 1.0,
-    ):
-        """Set `churn` and `noise_scale`, dimensionless, and the levels it acts between.
-
-        Raises:
-            EquinoxRuntimeError: a setting is negative or NaN, or churn_min > churn_max.
-        """
-        settings = (churn, churn_min, churn_max, noise_scale)
-        settings = tuple(jnp.asarray(value, float) for value in settings)
-        good = jnp.all(jnp.stack(settings) >= 0) & (settings[1] <= settings[2])
-        self.churn = eqx.error_if(
-            settings[0],
-            ~good,
-            "`churn`, `churn_min`, `churn_max` and `noise_scale` must not be negative, "
-            "and `churn_min` not above `churn_max`.",
-        )
-        self.churn_min, self.churn_max, self.noise_scale = settings[1:]
-
-    def plan(self, sigmas: Float[Array, "levels"]) -> Any:
-        """Return each step's raised level, its added noise, and the next level."""
-        cast = lambda setting: setting.astype(sigmas.dtype)
-        before, after = sigmas[:-1], sigmas[1:]
-        inside = (before >= cast(self.churn_min)) & (before <= cast(self.churn_max))
-        growth = jnp.minimum(cast(self.churn) / before.size, 2**0.5 - 1)
-        growth = jnp.where(inside, growth, 0)
-        # Double where: the square root must never see the 0 it would differentiate.
-        active = growth > 0
-        variance = jnp.where(active, growth * (2 + growth), 1)
-        added = cast(self.noise_scale) * before * jnp.sqrt(variance)
-        return before * (1 + growth), jnp.where(active, added, 0), after
-
-    def init(self, x: Float[Array, "*state"]) -> Any:
-        """Remember nothing."""
-        return None
-
-    def step(self, denoise, x, memory, now, *, noise, key):
-        """Raise the noise, step down, and correct with the slope found there."""
-        sigma, added, after = now
-        x = jax.lax.cond(added > 0, lambda: x + added * noise(key=key), lambda: x)
-        clean = denoise(x, sigma)
-        slope = (x - clean) / sigma
-        reached = clean + (after / sigma) * (x - clean)
-
-        def corrected():
-            # At 0 this branch may run under `vmap`, unused; it must stay finite.
-            level = jnp.where(after > 0, after, sigma)
-            slope_after = (reached - denoise(reached, level)) / level
-            return x + (after - sigma) * (slope + slope_after) / 2
-
-        return jax.lax.cond(after > 0, corrected, lambda: reached), None
-
-
-class DPMSolver2M(eqx.Module):
-    """DPM-Solver++ (2M): second order with one evaluation per step.
-
-    The denoised state is extrapolated linearly in log(sigma) from the last two levels.
-    The first step, which has no past, and a step into 0, which is infinitely long in
-    log(sigma), are of first order.
-
-    Source: Lu et al. (2022), arXiv:2211.01095, algorithm 2.
-    """
-
-    def plan(self, sigmas: Float[Array, "levels"]) -> Any:
-        """Return each step's level, ratio to the next, and weight of extrapolation."""
-        before, after = sigmas[:-1], sigmas[1:]
-        final = after <= 0
-        lengths = jnp.log(before / jnp.where(final, before, after))
-        # h_i / (2 h_(i-1)), and 0 at the first step
-        weights = lengths[1:] / (2 * lengths[:-1])
-        return before, after / before, jnp.pad(weights, (1, 0))
-
-    def init(self, x: Float[Array, "*state"]) -> Any:
-        """Remember the last denoised state; there is none yet."""
-        return jnp.zeros_like(x)
-
-    def step(self, denoise, x, memory, now, *, noise, key):
-        """Move towards the extrapolated denoised state."""
-        sigma, ratio, weight = now
-        clean = denoise(x, sigma)
-        target = clean + weight * (clean - memory)
-        return target + ratio * (x - target), clean
-
-
 _DPM_SOLVER = DPMSolver2M()
 _WHITE = White()
 
@@ -189,6 +70,8 @@ def sample(
     noise: Noise = _WHITE,
     condition: Any = None,
     dtype: DTypeLike = float,
+    checkpoint: bool = False,
+    progress: bool | str = False,
 ) -> Float[Array, "*state"]:
     """Draw one sample of `shape` and `dtype`, in the units of the denoiser's states.
 
@@ -198,50 +81,54 @@ def sample(
     so that this is small. Many samples: `jax.vmap` over keys.
 
     `condition` is handed to every call of the denoiser. Gradients flow to everything
-    the denoiser and the schedule hold.
+    the denoiser and the schedule hold. `checkpoint` recomputes each step in reverse
+    mode instead of storing its inside. `progress` shows a bar, or what to write before
+    it.
+
+    A denoiser that knows the levels it was trained between says so by attributes
+    `sigma_min` and `sigma_max`; all levels must stay inside. What becomes NaN or
+    infinite on the way says from which level on: as an error, or under tracing as a
+    warning, which lets other samples be.
 
     Raises:
         ValueError: `steps` is below 1, the schedule does not give `steps + 1` levels,
-            or the denoiser returns another shape or dtype than it was given.
-        EquinoxRuntimeError: the levels do not decrease, or one of them, but for the
-            last, is not positive.
+            the denoiser returns another shape or dtype than it was given, or the noise
+            another than it was asked for.
+        EquinoxRuntimeError: the levels do not decrease, one of them, but for the last,
+            is not positive or leaves the range the denoiser was trained in, or the
+            state does not stay finite.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
-    sigmas = schedule.sigmas(steps)
-    if sigmas.shape != (steps + 1,):
-        raise ValueError(
-            f"`schedule` must give {steps + 1} levels for {steps} steps, got an array "
-            f"of shape {sigmas.shape}."
-        )
-    decreasing = jnp.all(sigmas[1:] < sigmas[:-1]) & (sigmas[-1] >= 0)
-    sigmas = eqx.error_if(
-        sigmas,
-        ~(decreasing & jnp.isfinite(sigmas[0])),
-        "The levels of `schedule` must be finite, decrease, and end at 0 or above.",
-    )
+    sigmas = checked_levels(denoiser, schedule, steps, method)
+    denoise = checked_denoiser(denoiser, condition)
+    bar = Bar(steps, progress if isinstance(progress, str) else "Sampling")
     start, walk = jr.split(key)
-    draw = lambda *, key: noise(shape, dtype, key=key)
 
-    def denoise(x, sigma):
-        clean = denoiser(x, sigma, condition=condition)
-        if clean.shape != x.shape or clean.dtype != x.dtype:
+    def draw(*, key):
+        z = noise(shape, dtype, key=key)
+        if z.shape != tuple(shape) or z.dtype != jnp.dtype(dtype):
             raise ValueError(
-                f"`denoiser` must keep shape and dtype: it was given "
-                f"{x.dtype}{x.shape} and returned {clean.dtype}{clean.shape}."
+                f"`noise` must have the shape {tuple(shape)} and the dtype "
+                f"{jnp.dtype(dtype)} asked for, got {z.dtype}{z.shape}."
             )
-        return clean
+        return z
 
     def step(carry, this):
-        x, memory = carry
-        now, index = this
+        x, memory, failed = carry
+        now, sigma, index = this
         key = jr.fold_in(walk, index)
-        return method.step(denoise, x, memory, now, noise=draw, key=key), None
+        x, memory = method.step(denoise, x, memory, now, noise=draw, key=key)
+        failed = first_failure(failed, sigma, jnp.isfinite(x).all())
+        if progress:
+            bar.tell(index)
+        return (x, memory, failed), None
 
     x = draw(key=start)
     # Ratios and logarithms are taken in the schedule's precision, then cast: levels
     # that differ there may be equal in the state's.
     plan = jax.tree.map(lambda part: part.astype(x.dtype), method.plan(sigmas))
     x = sigmas[0].astype(x.dtype) * x
-    (x, _), _ = jax.lax.scan(step, (x, method.init(x)), (plan, jnp.arange(steps)))
-    return x
+    body = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
+    carry = x, method.init(x), jnp.zeros((), sigmas.dtype)
+    each = plan, sigmas[:-1], jnp.arange(steps)
+    (x, _, failed), _ = jax.lax.scan(body, carry, each)
+    return report_failure(x, failed)
