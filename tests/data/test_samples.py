@@ -94,6 +94,26 @@ def test_climatologies_are_what_they_say():
     assert 96_000 < pressure.min() < pressure.max() < 105_000
 
 
+def test_winds_are_what_they_say():
+    sample = open_sample("navy_wind")
+    east = sample["10m_u_component_of_wind"]
+    assert east.dims == ("time", "latitude", "longitude")
+    assert east.shape == (132, 37, 72)
+    assert east.attrs["units"] == "m s-1"
+    assert sample["time"].values[[0, -1]].astype("M8[M]").astype(str).tolist() == [
+        "1982-01",
+        "1992-12",
+    ]
+    # Trades blow from the east, the winds of middle latitudes from the west.
+    zonal = east.mean(["time", "longitude"])
+    assert zonal.sel(latitude=[-15, 15]).max() < -1
+    assert zonal.sel(latitude=[-50, 50]).min() > 0.5
+    # The monsoon turns over the Arabian Sea.
+    north = sample["10m_v_component_of_wind"].sel(latitude=15, longitude=60)
+    by_month = north.groupby("time.month").mean()
+    assert by_month.sel(month=7) > 3 > -1 > by_month.sel(month=1)
+
+
 @pytest.mark.parametrize("name", sorted(_samples._SAMPLES))
 def test_samples_are_in_memory_and_attributed(name):
     sample = open_sample(name)

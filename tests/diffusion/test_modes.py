@@ -25,9 +25,11 @@ from skyens.diffusion import (
 )
 from skyens.observations import Diagonal, Linear, Observation
 
-# The larger problems in the dtype that is faster; how often to solve each problem.
-CASES = [(8, jnp.float64, 2), (8, jnp.float32, 2), (80, jnp.float32, 1)]
-every_case = pytest.mark.parametrize(("size", "dtype", "repeats"), CASES)
+# The larger problems in one dtype only. Each problem is solved twice: the mean of ten
+# single solutions varies by a seventh from key to key.
+CASES = [(8, jnp.float64), (8, jnp.float32), (80, jnp.float32)]
+REPEATS = 2
+every_case = pytest.mark.parametrize(("size", "dtype"), CASES)
 every_count = pytest.mark.parametrize("count", [1, 2, 4])
 
 SCALE = 129**0.5  # the standard deviation of one entry of the mixture
@@ -87,7 +89,7 @@ def solved(prior, observation, key, twist, proposal, threshold, particles, dtype
     )  # fmt: skip
 
 
-def errors(size, count, dtype, repeats, twist, threshold, problems=10):
+def errors(size, count, dtype, twist, threshold, problems=10):
     """Return mean distance and floor, mean error of modes, and ratios of evidence."""
     rows, ratios = [], []
     for seed in range(problems):
@@ -97,7 +99,7 @@ def errors(size, count, dtype, repeats, twist, threshold, problems=10):
         floor = np.mean([sliced(*pair) for pair in pairs])
         many = exact_draws(exact, jr.key(4), 20_000)
         truth = mode_shares(many, np.full(20_000, 1 / 20_000), prior)
-        for repeat in range(repeats):
+        for repeat in range(REPEATS):
             key = jr.fold_in(jr.key(seed), repeat)
             settings = (twist, Guided(), threshold, 1000, dtype)
             found = solved(prior, observation, key, *settings)
@@ -106,18 +108,16 @@ def errors(size, count, dtype, repeats, twist, threshold, problems=10):
             shares = mode_shares(found.samples, np.exp(found.log_weights), prior)
             apart = np.abs(shares - truth).sum() / 2
             rows.append((np.mean([sliced(states, d) for d in draws]), floor, apart))
-            ratio = found.log_evidence - prior.log_evidence(observation)
-            ratios.append(np.exp(ratio))
+            exact_evidence = float(prior.log_evidence(observation))
+            ratios.append(np.exp(float(found.log_evidence) - exact_evidence))
     return *np.mean(rows, axis=0), np.array(ratios)
 
 
 @pytest.mark.slow
 @every_case
 @every_count
-def test_matched_moments_come_near_exact_draws(size, dtype, repeats, count):
-    distance, floor, modes, ratios = errors(
-        size, count, dtype, repeats, MomentMatched(), 0.5
-    )
+def test_matched_moments_come_near_exact_draws(size, dtype, count):
+    distance, floor, modes, ratios = errors(size, count, dtype, MomentMatched(), 0.5)
     assert distance < 1.5 * floor
     assert modes < 0.04
     # The estimate of the density has no bias, but for that of 200 steps.
@@ -128,8 +128,8 @@ def test_matched_moments_come_near_exact_draws(size, dtype, repeats, count):
 @pytest.mark.slow
 @every_case
 @every_count
-def test_annealed_twists_come_near_exact_draws(size, dtype, repeats, count):
-    distance, floor, *_ = errors(size, count, dtype, repeats, Annealed(4.0, 1.0), 0.35)
+def test_annealed_twists_come_near_exact_draws(size, dtype, count):
+    distance, floor, *_ = errors(size, count, dtype, Annealed(4.0, 1.0), 0.35)
     assert distance < 2.5 * floor
 
 

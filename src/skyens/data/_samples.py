@@ -32,6 +32,10 @@ _SAMPLES: dict[str, tuple[str, dict[str, str]]] = {  # name: (file, new names)
         {"z": "geopotential", "t": "temperature"},
     ),
     "glosea4": ("glosea4_november.nc", {"ts": "surface_temperature"}),
+    "navy_wind": (
+        "navy_wind_monthly_5deg.nc",
+        {"u10": "10m_u_component_of_wind", "v10": "10m_v_component_of_wind"},
+    ),
     "radiosonde": (
         "radiosonde_20081208T12.nc",
         {
@@ -64,6 +68,9 @@ def open_sample(name: str) -> "xarray.Dataset":
     - `"glosea4"`: surface temperature (K) in November, the mean of 13 seasonal
       forecasts of July 2011 for November 2011, `(latitude, longitude)`: 145 x 192
       points with both poles. For want of an observed one, a climatology of the globe.
+    - `"navy_wind"`: monthly means of the wind 10 m above the surface (m s-1) by the
+      analyses of the US Navy, 1982 to 1992, `(time, latitude, longitude)`: 37 x 72
+      points every 5 degrees with both poles, `time` the first day of each month.
     - `"radiosonde"`: 420 soundings of the whole globe on 8 December 2008, 12 UTC,
       `(profile, level)`, where `level` is the order of report and NaN is missing.
     - `"sao"`: 33,634 hourly reports of 1,415 stations, most in North America, on 18
