@@ -252,10 +252,10 @@ for name, x in sorted(results.items(), key=lambda item: item[1]["rmse"]):
 
 # %% [markdown]
 # The published errors are met: 0.18 for the ETKF with 24 members, 0.22 for the LETKF
-# with only 7 (which a global filter cannot do), 0.22 for the stochastic EnKF. The second
-# digit is chance: over other truths as short as this one the ETKF's error lies between
-# 0.165 and 0.193, and the world is chaotic, so another processor's rounding is another
-# run. What there is to read off:
+# with only 7 (which a global filter cannot do), 0.22 for the stochastic EnKF. The
+# second digit is chance: over other truths as short as this one the ETKF's error lies
+# between 0.165 and 0.193, and the world is chaotic, so another processor's rounding is
+# another run. What there is to read off:
 #
 # - The ensemble Kalman filters have half of 3D-Var's error or little more: they know
 #   the errors of the day.
