@@ -13,8 +13,8 @@ import jupytext
 from nbclient import NotebookClient
 from PIL import Image
 
-COLOURS = 12  # maps and diagrams look the same, at a fifth of the size
-WIDTH = 510  # pixels at most
+COLOURS = 40  # maps and diagrams look the same, at a fifth of the size
+WIDTH = 600  # pixels at most
 
 
 def shrink(picture: str) -> str:
