@@ -27,7 +27,11 @@ from skyens.observations import Diagonal, Linear, Observation
 
 # The larger problems in one dtype only. Each problem is solved twice: the mean of ten
 # single solutions varies by a seventh from key to key.
-CASES = [(8, jnp.float64), (8, jnp.float32), (80, jnp.float32)]
+CASES = [
+    (8, jnp.float64),
+    pytest.param(8, jnp.float32, marks=pytest.mark.published),
+    pytest.param(80, jnp.float32, marks=pytest.mark.published),
+]
 REPEATS = 2
 every_case = pytest.mark.parametrize(("size", "dtype"), CASES)
 every_count = pytest.mark.parametrize("count", [1, 2, 4])
