@@ -18,6 +18,7 @@ _ROOMS = (
     "observations",
     "plot",
     "scores",
+    "sparse",
     "sphere",
     "training",
 )

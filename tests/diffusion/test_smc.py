@@ -107,7 +107,7 @@ def test_traces_tell_of_every_level():
     found = jax.tree.map(lambda leaf: leaf[0], several("TDS"))
     assert isinstance(found, Particles)
     chex.assert_shape((found.ess, found.finite, found.sigmas), (61,))
-    chex.assert_trees_all_equal(found.sigmas, SCHEDULE.sigmas(60))
+    chex.assert_trees_all_close(found.sigmas, SCHEDULE.sigmas(60), rtol=1e-12)
     assert ((found.ess >= 1) & (found.ess <= 500.000001)).all()
     chex.assert_trees_all_equal(found.finite, jnp.ones(61))
     last = 1 / np.sum(np.exp(found.log_weights) ** 2)

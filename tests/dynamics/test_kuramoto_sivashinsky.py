@@ -11,7 +11,7 @@ from skyens.dynamics import KuramotoSivashinsky, rollout
 SIZE, LENGTH = 24, 22.0
 # The shortest wave has no derivative on its grid.
 WAVE = 2j * np.pi / LENGTH * np.append(np.arange(SIZE // 2), 0)
-EVERY = {"uux": 1.2, "uxx": 0.9, "uxxx": 0.4, "uxxxx": 1.1}
+EVERY = {"uux": 1.2, "uxx": 0.9, "uxxx": 0.4, "uxxxx": 1.1, "uuux": 0.3}
 
 
 def smooth(seed, waves=3, size=SIZE):
@@ -21,18 +21,19 @@ def smooth(seed, waves=3, size=SIZE):
     return jnp.asarray(numbers[0] @ np.cos(angle) + numbers[1] @ np.sin(angle))
 
 
-def equation(_, u, uux, uxx, uxxx, uxxxx, push=None):
-    """The right side, with a product on a grid four times as fine."""
+def equation(_, u, uux, uxx, uxxx, uxxxx, uuux=0.0, push=None):
+    """The right side, with products on a grid four times as fine."""
     v = np.fft.rfft(u)
     many = 4 * SIZE
-    square = np.fft.rfft(np.fft.irfft(v, many) ** 2)[: len(v)] * (many / SIZE)
-    change = uux * WAVE * square / 2
+    fine = np.fft.irfft(v, many) * (many / SIZE)
+    square, cube = (np.fft.rfft(fine**n)[: len(v)] * (SIZE / many) for n in (2, 3))
+    change = uux * WAVE * square / 2 + uuux * WAVE * cube / 3
     change += uxx * WAVE**2 * v + uxxx * WAVE**3 * v + uxxxx * WAVE**4 * v
     tendency = np.fft.irfft(-change, SIZE)
     return tendency if push is None else tendency + push
 
 
-@pytest.mark.parametrize("terms", [(1.0, 1.0, 0.0, 1.0), tuple(EVERY.values())])
+@pytest.mark.parametrize("terms", [(1.0, 1.0, 0.0, 1.0, 0.0), tuple(EVERY.values())])
 def test_it_is_the_solution_to_fourth_order(terms):
     start, names = smooth(0), EVERY.keys()
     right = lambda t, u: equation(t, u, *terms)
@@ -86,7 +87,7 @@ def test_the_climate_of_the_usual_setting_is_the_known_one():
 
 def test_a_forcing_is_added_to_the_tendency():
     start, push = smooth(2), 0.5 * smooth(3)
-    right = lambda t, u: equation(t, u, 1.0, 1.0, 0.0, 1.0, push)
+    right = lambda t, u: equation(t, u, 1.0, 1.0, 0.0, 1.0, push=push)
     settings = {"method": "LSODA", "rtol": 1e-10, "atol": 1e-10}
     exact = solve_ivp(right, (0, 0.1), start, **settings).y[:, -1]
     world = KuramotoSivashinsky(SIZE, LENGTH, 0.01)

@@ -9,6 +9,7 @@ from skyens.dynamics._barotropic import (
     BarotropicVorticity as BarotropicVorticity,
     LinearBalance as LinearBalance,
 )
+from skyens.dynamics._burgers import Burgers as Burgers
 from skyens.dynamics._gravity_waves import (
     ExponentialRungeKutta as ExponentialRungeKutta,
     ImplicitExplicit as ImplicitExplicit,
@@ -34,6 +35,7 @@ from skyens.dynamics._shallow_water_state import (
     ShallowWaterState as ShallowWaterState,
 )
 from skyens.dynamics._stochastic import StochasticStep as StochasticStep
+from skyens.dynamics._two_layer_qg import TwoLayerQG as TwoLayerQG
 from skyens.dynamics._williamson import (
     cosine_bell as cosine_bell,
     galewsky_jet as galewsky_jet,

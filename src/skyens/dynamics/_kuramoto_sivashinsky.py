@@ -3,22 +3,25 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from skyens.dynamics._checks import check_shape, check_time_step
-
-_ROOTS = 64  # points of the contour integral
+from skyens.dynamics._checks import check_time_step
+from skyens.dynamics._periodic_line import (
+    advance_line,
+    optional,
+    wave_tables,
+    wavenumbers,
+)
 
 
 class KuramotoSivashinsky(eqx.Module):
     """One step `dt` of the Kuramoto-Sivashinsky equation on a periodic line.
 
-        du/dt = -(uux u u_x + uxx u_xx + uxxx u_xxx + uxxxx u_xxxx)
+        du/dt = -(uux u u_x + uuux u^2 u_x + uxx u_xx + uxxx u_xxx + uxxxx u_xxxx)
 
-    All is dimensionless; with 1, 1, 0 and 1 it is the usual equation. Spectral in
-    space, products without aliasing (the 3/2 rule); in time the linear terms exactly
+    All is dimensionless; with 1, 0, 1, 0 and 1 it is the usual equation, and each
+    coefficient is a switch: a model whose coefficient is 0 lacks the term. Spectral in
+    space, products without aliasing; in time the linear terms exactly
     and the other by a Runge-Kutta scheme of fourth order (ETDRK4). A `forcing`, where
     given, is added to the tendency, constant over the step. The mean of u stays.
 
@@ -30,6 +33,7 @@ class KuramotoSivashinsky(eqx.Module):
     """
 
     uux: Float[Array, ""]
+    uuux: Float[Array, ""] | None
     tables: Float[Array, "6 part wavenumber"] = eqx.field(metadata={"trainable": False})
     size: int = eqx.field(static=True)
     length: float = eqx.field(static=True)
@@ -45,6 +49,7 @@ class KuramotoSivashinsky(eqx.Module):
         uxx: float | Float[Array, ""] = 1.0,
         uxxx: float | Float[Array, ""] = 0.0,
         uxxxx: float | Float[Array, ""] = 1.0,
+        uuux: float | Float[Array, ""] = 0.0,
     ):
         """Set grid, step and coefficients.
 
@@ -54,8 +59,9 @@ class KuramotoSivashinsky(eqx.Module):
             dt: the step; up to about 0.5.
             uux: coefficient of advection,
             uxx: of the second derivative, which feeds long waves where positive,
-            uxxx: of the third, which disperses, and
-            uxxxx: of the fourth, which damps short waves where positive.
+            uxxx: of the third, which disperses,
+            uxxxx: of the fourth, which damps short waves where positive, and
+            uuux: of advection by the square of u. A known 0 costs nothing.
 
         Raises:
             ValueError: `size` is below 8, or `length` or `dt` is not positive.
@@ -66,8 +72,8 @@ class KuramotoSivashinsky(eqx.Module):
                 f"{size} and {length}."
             )
         self.size, self.length, self.dt = size, float(length), check_time_step(dt)
-        self.uux = jnp.asarray(uux, float)
-        self.tables = _tables(self.wavenumbers, self.dt, (uxx, uxxx, uxxxx))
+        self.uux, self.uuux = jnp.asarray(uux, float), optional(uuux)
+        self.tables = wave_tables(self.wavenumbers, self.dt, uxx, uxxx, uxxxx)
 
     @property
     def points(self) -> np.ndarray:
@@ -77,7 +83,7 @@ class KuramotoSivashinsky(eqx.Module):
     @property
     def wavenumbers(self) -> np.ndarray:
         """Angular wavenumbers of the half spectrum."""
-        return 2 * np.pi / self.length * np.arange(self.size // 2 + 1)
+        return wavenumbers(self.size, self.length)
 
     def __call__(
         self,
@@ -91,59 +97,6 @@ class KuramotoSivashinsky(eqx.Module):
         Raises:
             ValueError: the state has not `size` points.
         """
-        check_shape("state", state, (self.size,))
-        kept = state.dtype
-        if jnp.finfo(kept).bits < 32:  # transforms know no 16-bit numbers
-            state = state.astype(jnp.float32)
-        real = self.tables.astype(state.dtype)
-        whole, half, q, f1, f2, f3 = lax.complex(real[:, 0], real[:, 1])
-        # Half as many points again hold a square without aliasing. The shortest wave of
-        # an even number of points has no derivative there.
-        fine = -(-3 * self.size // 2)
-        resolved = np.arange(len(whole)) * 2 < self.size
-        slope = np.where(resolved, -0.5j * self.wavenumbers, 0) * (fine / self.size)
-        slope = jnp.asarray(slope, whole.dtype) * self.uux.astype(whole.dtype)
-        push = 0 if forcing is None else jnp.fft.rfft(forcing.astype(state.dtype))
-
-        def nonlinear(v):
-            u = jnp.fft.irfft(jnp.where(resolved, v, 0), fine)
-            return slope * jnp.fft.rfft(u**2)[: len(v)] + push
-
-        start = jnp.fft.rfft(state)
-        at_start = nonlinear(start)
-        a = half * start + q * at_start
-        at_a = nonlinear(a)
-        b = half * start + q * at_a
-        at_b = nonlinear(b)
-        c = half * a + q * (2 * at_b - at_start)
-        end = whole * start + f1 * at_start + 2 * f2 * (at_a + at_b) + f3 * nonlinear(c)
-        return jnp.fft.irfft(end, self.size).astype(kept)
-
-
-def _tables(wavenumbers, dt, coefficients) -> Float[Array, "6 part wavenumber"]:
-    """Exponentials and weights of ETDRK4, real and imaginary parts.
-
-    The weights have removable singularities at 0; means over a circle about each point
-    have none (Cauchy).
-    """
-    traced = any(isinstance(c, Tracer) for c in coefficients)
-    xp = jnp if traced else np
-    second, third, fourth = (xp.asarray(c, float) for c in coefficients)
-    real = second * wavenumbers**2 - fourth * wavenumbers**4
-    imaginary = third * wavenumbers**3
-    circle = np.exp(2j * np.pi * (np.arange(_ROOTS) + 0.5) / _ROOTS)
-    z = dt * lax.complex(real, imaginary) if traced else dt * (real + 1j * imaginary)
-    r = z[:, None] + xp.asarray(circle, z.dtype)[None, :]
-    e = xp.exp(r)
-    mean = lambda values: dt * xp.mean(values, axis=1)
-    tables = xp.stack(
-        [
-            xp.exp(z),
-            xp.exp(z / 2),
-            mean((xp.exp(r / 2) - 1) / r),
-            mean((-4 - r + e * (4 - 3 * r + r**2)) / r**3),
-            mean((2 + r + e * (r - 2)) / r**3),
-            mean((-4 - 3 * r - r**2 + e * (4 - r)) / r**3),
-        ]
-    )
-    return jnp.asarray(xp.stack([xp.real(tables), xp.imag(tables)], axis=1), float)
+        return advance_line(
+            self.tables, self.uux, self.uuux, self.length, state, forcing, self.size
+        )

@@ -9,7 +9,7 @@ step that rolls out like any other.
 `network(x, level, *, condition=None)`, which a diffusion makes a denoiser of; made with
 `noise_level=False` they are plain maps of fields. Fields lie on a `Plane` or on a grid
 of the sphere. `Condition` is what a network may be told, and `Autoencoder` makes fields
-smaller.
+smaller. `RandomFourierFeatures` is one field as a function of its coordinates.
 """
 
 from skyens.nn._attention import (
@@ -32,6 +32,9 @@ from skyens.nn._pointwise import (
     ConditionalLayerNorm as ConditionalLayerNorm,
     GatedMLP as GatedMLP,
     Pointwise as Pointwise,
+)
+from skyens.nn._random_fourier_features import (
+    RandomFourierFeatures as RandomFourierFeatures,
 )
 from skyens.nn._set_network import SetEncoder as SetEncoder, SetNetwork as SetNetwork
 from skyens.nn._sfno import SFNO as SFNO
