@@ -1,20 +1,12 @@
 """Burgers' equation: waves that steepen until viscosity holds them."""
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from skyens.dynamics._checks import check_time_step
-from skyens.dynamics._periodic_line import (
-    advance_line,
-    optional,
-    wave_tables,
-    wavenumbers,
-)
+from skyens.dynamics._periodic_line import PeriodicLine
 
 
-class Burgers(eqx.Module):
+class Burgers(PeriodicLine):
     """One step `dt` of Burgers' equation on a periodic line.
 
         du/dt = -uux u u_x - uuux u^2 u_x - uxxx u_xxx + viscosity u_xx
@@ -32,13 +24,6 @@ class Burgers(eqx.Module):
     Source: Burgers (1948), Adv. Appl. Mech. 1, 171-199; the scheme, Kassam & Trefethen
     (2005), SIAM J. Sci. Comput. 26, 1214-1233.
     """
-
-    uux: Float[Array, ""]
-    uuux: Float[Array, ""] | None
-    tables: Float[Array, "6 part wavenumber"] = eqx.field(metadata={"trainable": False})
-    size: int = eqx.field(static=True)
-    length: float = eqx.field(static=True)
-    dt: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -65,33 +50,4 @@ class Burgers(eqx.Module):
         Raises:
             ValueError: `size` is below 8, or `length` or `dt` is not positive.
         """
-        if size < 8 or not length > 0:
-            raise ValueError(
-                "`size` must be at least 8 and `length` positive, got "
-                f"{size} and {length}."
-            )
-        self.size, self.length, self.dt = size, float(length), check_time_step(dt)
-        self.uux, self.uuux = jnp.asarray(uux, float), optional(uuux)
-        numbers = wavenumbers(self.size, self.length)
-        self.tables = wave_tables(numbers, self.dt, -viscosity, uxxx, 0.0)
-
-    @property
-    def points(self) -> np.ndarray:
-        """Where u is, from 0."""
-        return np.arange(self.size) * self.length / self.size
-
-    def __call__(
-        self,
-        state: Float[Array, "x"],
-        forcing: Float[Array, "x"] | None = None,
-        *,
-        key=None,
-    ) -> Float[Array, "x"]:
-        """Return the state `dt` later, in its dtype.
-
-        Raises:
-            ValueError: the state has not `size` points.
-        """
-        return advance_line(
-            self.tables, self.uux, self.uuux, self.length, state, forcing, self.size
-        )
+        super().__init__(size, length, dt, uux, uuux, -viscosity, uxxx, 0.0)

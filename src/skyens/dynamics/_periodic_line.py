@@ -1,17 +1,109 @@
 """Steps of equations on a periodic line: waves exactly, fluxes by Runge and Kutta."""
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from skyens.dynamics._checks import check_shape
+from skyens.dynamics._checks import check_shape, check_time_step
 
 _ROOTS = 64  # points of the contour integral
 
 
-def optional(coefficient) -> Float[Array, ""] | None:
+class PeriodicLine(eqx.Module):
+    """One step of an equation with advection and linear terms, by ETDRK4.
+
+        du/dt = -(uux u u_x + uuux u^2 u_x + second u_xx + third u_xxx + fourth u_xxxx)
+
+    Source: Kassam & Trefethen (2005), SIAM J. Sci. Comput. 26, 1214-1233.
+    """
+
+    uux: Float[Array, ""]
+    uuux: Float[Array, ""] | None
+    tables: Float[Array, "6 part wavenumber"] = eqx.field(metadata={"trainable": False})
+    size: int = eqx.field(static=True)
+    length: float = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+
+    def __init__(self, size: int, length: float, dt: float, uux, uuux, *linear):
+        """Set grid, step and coefficients, those of the second derivative onward last.
+
+        Raises:
+            ValueError: `size` is below 8, or `length` or `dt` is not positive.
+        """
+        if size < 8 or not length > 0:
+            raise ValueError(
+                "`size` must be at least 8 and `length` positive, got "
+                f"{size} and {length}."
+            )
+        self.size, self.length, self.dt = size, float(length), check_time_step(dt)
+        self.uux, self.uuux = jnp.asarray(uux, float), _optional(uuux)
+        self.tables = _wave_tables(self.wavenumbers, self.dt, *linear)
+
+    @property
+    def points(self) -> np.ndarray:
+        """Where u is, from 0."""
+        return np.arange(self.size) * self.length / self.size
+
+    @property
+    def wavenumbers(self) -> np.ndarray:
+        """Angular wavenumbers of the half spectrum."""
+        return 2 * np.pi / self.length * np.arange(self.size // 2 + 1)
+
+    def __call__(
+        self,
+        state: Float[Array, "x"],
+        forcing: Float[Array, "x"] | None = None,
+        *,
+        key=None,
+    ) -> Float[Array, "x"]:
+        """Return the state `dt` later, in its dtype; `forcing` is constant over it.
+
+        Products are free of aliasing.
+
+        Raises:
+            ValueError: the state has not `size` points.
+        """
+        size = self.size
+        check_shape("state", state, (size,))
+        kept = state.dtype
+        if jnp.finfo(kept).bits < 32:  # transforms know no 16-bit numbers
+            state = state.astype(jnp.float32)
+        real = self.tables.astype(state.dtype)
+        whole, half, q, f1, f2, f3 = lax.complex(real[:, 0], real[:, 1])
+        # Half as many points again hold a square without aliasing, twice as many a
+        # cube. The shortest wave of an even number of points has no derivative there.
+        fine = -(-3 * size // 2) if self.uuux is None else 2 * size
+        resolved = np.arange(len(whole)) * 2 < size
+        slope = np.where(resolved, -0.5j * self.wavenumbers, 0) * (fine / size)
+        slope = jnp.asarray(slope, whole.dtype) * self.uux.astype(whole.dtype)
+        push = 0 if forcing is None else jnp.fft.rfft(forcing.astype(state.dtype))
+        if self.uuux is not None:
+            cubic = np.where(resolved, -1j / 3 * self.wavenumbers, 0)
+            cubic = jnp.asarray(cubic * (fine / size) ** 2, whole.dtype)
+            cubic = cubic * self.uuux.astype(whole.dtype)
+
+        def nonlinear(v):
+            u = jnp.fft.irfft(jnp.where(resolved, v, 0), fine)
+            change = slope * jnp.fft.rfft(u**2)[: len(v)] + push
+            if self.uuux is not None:
+                change = change + cubic * jnp.fft.rfft(u**3)[: len(v)]
+            return change
+
+        start = jnp.fft.rfft(state)
+        at_start = nonlinear(start)
+        a = half * start + q * at_start
+        at_a = nonlinear(a)
+        b = half * start + q * at_a
+        at_b = nonlinear(b)
+        c = half * a + q * (2 * at_b - at_start)
+        end = whole * start + f1 * at_start + 2 * f2 * (at_a + at_b) + f3 * nonlinear(c)
+        return jnp.fft.irfft(end, size).astype(kept)
+
+
+def _optional(coefficient) -> Float[Array, ""] | None:
     """Return a coefficient as a leaf, or None where it is known to be 0.
 
     A term that is None costs nothing.
@@ -22,12 +114,7 @@ def optional(coefficient) -> Float[Array, ""] | None:
     return jnp.asarray(coefficient, float)
 
 
-def wavenumbers(size: int, length: float) -> np.ndarray:
-    """Angular wavenumbers of the half spectrum."""
-    return 2 * np.pi / length * np.arange(size // 2 + 1)
-
-
-def wave_tables(
+def _wave_tables(
     numbers: np.ndarray, dt: float, second, third, fourth
 ) -> Float[Array, "6 part wavenumber"]:
     """Exponentials and weights of ETDRK4, real and imaginary parts.
@@ -59,58 +146,3 @@ def wave_tables(
         ]
     )
     return jnp.asarray(xp.stack([xp.real(tables), xp.imag(tables)], axis=1), float)
-
-
-def advance_line(
-    tables: Float[Array, "6 part wavenumber"],
-    uux: Float[Array, ""],
-    uuux: Float[Array, ""] | None,
-    length: float,
-    state: Float[Array, "x"],
-    forcing: Float[Array, "x"] | None,
-    size: int,
-) -> Float[Array, "x"]:
-    """Return the state one step later, in its dtype.
-
-    The rest is `-(uux u u_x + uuux u^2 u_x)` and `forcing`, which is constant over the
-    step. Products are free of aliasing.
-
-    Source: Kassam & Trefethen (2005), SIAM J. Sci. Comput. 26, 1214-1233.
-
-    Raises:
-        ValueError: the state has not `size` points.
-    """
-    check_shape("state", state, (size,))
-    kept = state.dtype
-    if jnp.finfo(kept).bits < 32:  # transforms know no 16-bit numbers
-        state = state.astype(jnp.float32)
-    real = tables.astype(state.dtype)
-    whole, half, q, f1, f2, f3 = lax.complex(real[:, 0], real[:, 1])
-    # Half as many points again hold a square without aliasing, twice as many a cube.
-    # The shortest wave of an even number of points has no derivative there.
-    fine = -(-3 * size // 2) if uuux is None else 2 * size
-    resolved = np.arange(len(whole)) * 2 < size
-    numbers = wavenumbers(size, length)
-    slope = np.where(resolved, -0.5j * numbers, 0) * (fine / size)
-    slope = jnp.asarray(slope, whole.dtype) * uux.astype(whole.dtype)
-    push = 0 if forcing is None else jnp.fft.rfft(forcing.astype(state.dtype))
-    if uuux is not None:
-        cubic = np.where(resolved, -1j / 3 * numbers, 0) * (fine / size) ** 2
-        cubic = jnp.asarray(cubic, whole.dtype) * uuux.astype(whole.dtype)
-
-    def nonlinear(v):
-        u = jnp.fft.irfft(jnp.where(resolved, v, 0), fine)
-        change = slope * jnp.fft.rfft(u**2)[: len(v)] + push
-        if uuux is not None:
-            change = change + cubic * jnp.fft.rfft(u**3)[: len(v)]
-        return change
-
-    start = jnp.fft.rfft(state)
-    at_start = nonlinear(start)
-    a = half * start + q * at_start
-    at_a = nonlinear(a)
-    b = half * start + q * at_a
-    at_b = nonlinear(b)
-    c = half * a + q * (2 * at_b - at_start)
-    end = whole * start + f1 * at_start + 2 * f2 * (at_a + at_b) + f3 * nonlinear(c)
-    return jnp.fft.irfft(end, size).astype(kept)
