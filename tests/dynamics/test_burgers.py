@@ -1,4 +1,5 @@
 import equinox as eqx
+import exponax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,6 @@ def test_only_viscosity_takes_energy_and_the_mean_stays():
 
 
 def test_it_steps_as_exponax_does():
-    exponax = pytest.importorskip("exponax")
     world = Burgers(48, LENGTH, 1e-3, viscosity=0.2)
     start = smooth(3, size=48)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyqg_jax
 import pytest
 from scipy.integrate import solve_ivp
 
@@ -197,11 +198,10 @@ def test_waves_are_those_of_rossby_and_decay_by_hyperviscosity():
 
 
 def test_tendencies_are_those_of_pyqg():
-    pyqg = pytest.importorskip("pyqg_jax")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        theirs = pyqg.qg_model.QGModel(
+        theirs = pyqg_jax.qg_model.QGModel(
             nx=24, ny=24, L=20.0, rek=0.1, beta=0.3, rd=0.8, delta=0.4, U1=0.5, U2=0.1,
-            precision=pyqg.state.Precision.DOUBLE,
+            precision=pyqg_jax.state.Precision.DOUBLE,
         )  # fmt: skip
         # Waves so long that their products need no care, of which pyqg takes another.
         q = 3 * smooth(5, waves=4, shape=(24, 24))
