@@ -57,9 +57,8 @@ def test_scales_do_not_matter_and_empty_columns_leave_first():
 def test_pure_noise_has_no_clear_elbow():
     phi, y = data(1.0, w=())
     bend = elbow(path_jit(compress(jnp.asarray(phi), jnp.asarray(y))))
-    assert (
-        bend.jump < 0.15
-    )  # the best of 12 useless terms: chi^2 / 120 of about 8 / 120
+    # The best of 12 useless terms: a chi-square of about 8 over 120 rows.
+    assert bend.jump < 0.15
 
 
 def test_float32_stays():

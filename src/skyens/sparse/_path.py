@@ -61,10 +61,11 @@ def elbow(path: SparsePath) -> Elbow:
     """Return the size below which the misfit jumps most, by its logarithm.
 
     It has no parameter and does not need white residuals, which is why it finds model
-    errors where the evidence keeps too much. Read the `jump` too: one below about 0.1
-    (the last term explains a tenth of what is left) says that no set of terms stands
-    out, as in pure noise; jumps of 1 or more are clear. The elbow always keeps at
-    least one term.
+    errors where the evidence keeps too much. Read the `jump` too. In white noise it is
+    the share that the best of the useless terms explains by chance: below `10 / rows`
+    in 95 of 100 draws, with 12 to 40 terms. Where residuals are structured the rows
+    count for fewer; jumps of 1 or more are clear in any case. The elbow always keeps
+    at least one term.
     """
     jumps = path.log_misfit[:-1] - path.log_misfit[1:]
     size = jnp.argmax(jumps) + 1
