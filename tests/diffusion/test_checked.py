@@ -12,6 +12,7 @@ from skyens.diffusion import (
     Euler,
     Heun,
     PredictorCorrector,
+    ScoreFilter,
     guide,
     sample,
 )
@@ -142,3 +143,10 @@ def test_gradients_pass_by_the_report():
     ).sum()
     slopes = jax.jit(jax.vmap(jax.grad(total, argnums=1), in_axes=(0, None)))
     chex.assert_tree_all_finite(slopes(jr.split(jr.key(0), 2), 1.0))
+
+
+def test_a_score_filter_checks_its_levels_too(given_levels):
+    seen = Observation(jnp.zeros(3), lambda state: state, Diagonal(1.0))
+    method = ScoreFilter(steps=2, schedule=given_levels(jnp.array([1.0, 2.0, 0.0])))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="must be finite, decrease"):
+        method(jr.normal(jr.key(1), (4, 3)), seen, key=jr.key(0))

@@ -157,9 +157,14 @@ def test_narrow_states_give_losses_and_finite_gradients_in_float32(dtype):
     chex.assert_tree_all_finite((value, slope))
 
 
-def test_wrong_use_is_reported():
+def test_wrong_use_is_reported(given_levels):
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
         ConsistencyLoss(SCHEDULE, 0)
+    teacher = Preconditioned(lambda x, level, *, condition=None: x, sigma_max=20.0)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="the first is 80"):
+        ConsistencyLoss(SCHEDULE, teacher=teacher)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="must be finite, decrease"):
+        ConsistencyLoss(given_levels(jnp.array([1.0, 2.0, 0.0])), 2)
     for scale in (0.0, -1.0, jnp.nan):
         with pytest.raises(eqx.EquinoxRuntimeError, match="`scale` must be positive"):
             ConsistencyLoss(SCHEDULE, scale=scale)

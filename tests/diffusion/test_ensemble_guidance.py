@@ -1,5 +1,6 @@
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -7,7 +8,13 @@ import numpy as np
 import pytest
 
 from skyens.assimilation import ETKF
-from skyens.diffusion import EDM, GaussianDenoiser, ensemble_guidance
+from skyens.diffusion import (
+    EDM,
+    GaussianDenoiser,
+    Heun,
+    Preconditioned,
+    ensemble_guidance,
+)
 from skyens.diffusion._ensemble_guidance import Share
 from skyens.observations import (
     Diagonal,
@@ -100,7 +107,13 @@ def test_laws_that_are_not_one_gaussian_are_asked_where_they_stand():
 
 def test_wrong_use_is_reported():
     observation = Observation(VALUE, Linear(MATRIX), Diagonal(STD))
-    settings: list[dict[str, Any]] = [{"members": 1}, {"inner": 1}, {"steps": 0}]
-    for wrong in settings:
+    several: list[dict[str, Any]] = [{"members": 1}, {"inner": 1}, {"steps": 0}]
+    for wrong in several:
         with pytest.raises(ValueError, match="`members` and `inner` must be at least"):
             ensemble_guidance(PRIOR, EDM(), observation, (3,), key=jr.key(0), **wrong)
+    trained = Preconditioned(lambda x, level, *, condition=None: x, sigma_max=5.0)
+    settings = {"sampler": Heun(churn=40.0), "members": 2, "steps": 2}
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"the first is 7\.07107"):
+        ensemble_guidance(
+            trained, EDM(0.1, 5.0), observation, (3,), key=jr.key(0), **settings
+        )

@@ -268,6 +268,22 @@ def test_a_solver_that_stops_early_still_guides():
     assert after > before
 
 
+@pytest.mark.parametrize("excess", [-0.99, -1.01])
+def test_a_jacobian_that_is_no_covariance_leads_nobody_astray(excess):
+    # I + sigma^2 A J A^T is nearly singular in the first direction, and 2 in the other.
+    slope = jnp.array([excess, 1.0]) / 0.5**2
+    denoise = lambda x, sigma, *, condition=None: slope * x
+    seen = Observation(jnp.array([3.0, -4.0]), lambda x: x, Diagonal(1.0))
+    x = jnp.array([0.1, 0.2])
+    innovation = np.array([3.0, -4.0]) - np.asarray(slope * x)
+    moved = guide(denoise, seen)(x, 0.5) - slope * x
+    # The solution keeps its direction, and gets the length of the innovation.
+    solution = np.asarray(moved) / np.array([excess, 1.0])
+    np.testing.assert_allclose(np.linalg.norm(solution), np.linalg.norm(innovation))
+    slopes = jax.jacobian(lambda x: guide(denoise, seen)(x, 0.5))(x)
+    chex.assert_tree_all_finite(slopes)
+
+
 def test_the_condition_reaches_the_prior():
     prior = lambda x, sigma, *, condition=0.0: x / (1 + sigma**2) + condition
     observation = Observation(np.zeros(2), lambda x: x, Diagonal(1e6))

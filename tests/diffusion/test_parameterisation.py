@@ -22,6 +22,7 @@ from skyens.diffusion import (
     VariancePreserving,
     as_denoiser,
     as_network,
+    sample,
 )
 
 MEAN, VARIANCES = np.array([0.5, -1.0, 2.0]), np.array([0.1, 1.0, 4.0])
@@ -127,3 +128,17 @@ def test_the_schedule_is_no_parameter_of_the_network():
     assert (denoiser.sigma_min, denoiser.sigma_max) == (0.1, 9.0)
     trained = eqx.filter(denoiser, training.trainable(denoiser))
     assert len(jax.tree.leaves(trained)) == 2
+
+
+@every_schedule
+def test_samplers_stay_in_the_times_of_its_schedule(schedule):
+    zero = lambda x, time, *, condition=None: jnp.zeros_like(x)
+    denoiser = as_denoiser(zero, schedule, PredictsNoise())
+    draw = lambda levels: sample(denoiser, levels, (3,), key=jax.random.key(0), steps=3)
+    chex.assert_tree_all_finite(draw(schedule))
+    last = float(denoiser.sigma_max)
+    if not np.isfinite(last) or last > 1e6:  # no signal is left at time 1
+        return
+    np.testing.assert_allclose(last, schedule.sigmas(1)[0], rtol=1e-12)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="beyond its `sigma_max`"):
+        draw(EDM(1.0, 1.1 * last))

@@ -161,6 +161,13 @@ def test_gradients_reach_the_ends_of_a_schedule_and_can_be_recomputed():
     chex.assert_trees_all_close(stored, change, rtol=1e-5)
 
 
+def test_without_64_bits_the_default_is_single():
+    with jax.enable_x64(False):
+        prior = DiagonalGaussianDenoiser(jnp.zeros(3), jnp.ones(3))
+        drawn = sample(prior, EDM(), (3,), key=jr.key(0), steps=3)
+    assert drawn.dtype == jnp.float32
+
+
 def test_keys_make_samples_and_repeat_them():
     denoiser = DiagonalGaussianDenoiser(jnp.zeros(3), jnp.ones(3))
     draw = jax.jit(

@@ -9,7 +9,9 @@ from skyens.diffusion import (
     DAPS,
     EDM,
     GaussianDenoiser,
+    Heun,
     PlugAndPlay,
+    Preconditioned,
     split_gibbs,
 )
 from skyens.observations import Diagonal, Linear, Observation
@@ -126,6 +128,18 @@ def test_wrong_use_is_reported():
         DAPS(-1.0)
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
         split_gibbs(PRIOR, EDM(), OBSERVATION, (3,), key=jr.key(0), steps=0)
+    trained = Preconditioned(lambda x, level, *, condition=None: x, sigma_max=5.0)
+    # min(40 / 5, sqrt(2) - 1) above the first level
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"the first is 7\.07107"):
+        split_gibbs(
+            trained,
+            EDM(0.1, 5.0),
+            OBSERVATION,
+            (3,),
+            key=jr.key(0),
+            method=DAPS(sampler=Heun(churn=40.0)),
+            steps=2,
+        )
     wider = lambda x, sigma, *, condition=None: jnp.append(x, x)
     with pytest.raises(ValueError, match="`denoiser` must keep shape"):
         split_gibbs(wider, EDM(), OBSERVATION, (3,), key=jr.key(0), steps=1)

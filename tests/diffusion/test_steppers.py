@@ -152,6 +152,9 @@ def test_wrong_use_is_reported():
     for settings in ({"churn": -1.0}, {"churn_min": 2.0, "churn_max": 1.0}):
         with pytest.raises(eqx.EquinoxRuntimeError, match="must not be negative"):
             Heun(**settings)
+    for settings in ({"churn_min": 0.1}, {"churn_max": 9.0}, {"noise_scale": 1.05}):
+        with pytest.raises(eqx.EquinoxRuntimeError, match="`churn` is 0, so that"):
+            Heun(**settings)
     for eta in (-0.1, 1.1, jnp.nan):
         with pytest.raises(eqx.EquinoxRuntimeError, match=r"must lie in \[0, 1\]"):
             DDIM(eta)

@@ -1,10 +1,20 @@
 import chex
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 
-from skyens.diffusion import EDM, Euler, GaussianDenoiser, Heun, White, sample
-from skyens.diffusion._walk import ladder, walk
+from skyens.diffusion import (
+    EDM,
+    Euler,
+    GaussianDenoiser,
+    Heun,
+    Preconditioned,
+    White,
+    sample,
+)
+from skyens.diffusion._walk import checked_walks, ladder, walk
 
 PRIOR = GaussianDenoiser(jnp.asarray([0.5]), jnp.asarray([[2.0]]))
 
@@ -35,3 +45,14 @@ def test_a_ladder_leads_from_a_level_down_to_0():
         ends = jnp.asarray([3.0, 0.02, 0.0], dtype)
         chex.assert_trees_all_equal(levels[jnp.array([0, -2, -1])], ends)
         assert (jnp.diff(levels) < 0).all()
+
+
+def test_every_walk_must_stay_inside_the_range():
+    trained = Preconditioned(lambda x, level, *, condition=None: x, sigma_max=5.0)
+    walks, sigmas = jnp.array([[4.0, 1.0, 0.0], [3.0, 0.5, 0.0]]), jnp.array([4.0, 3.0])
+    chex.assert_trees_all_equal(checked_walks(trained, Heun(), walks, sigmas), sigmas)
+    # The first walk begins above what churn raises, the second below.
+    method = Heun(churn=1.0, churn_max=3.9)
+    chex.assert_trees_all_equal(checked_walks(trained, method, walks, sigmas), sigmas)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"1 of 6 .* is 5\.656"):
+        checked_walks(trained, Heun(churn=1.0), walks, sigmas)

@@ -20,7 +20,7 @@ _ROUNDING = 1e-5
 
 
 def checked_levels(
-    denoiser: Denoiser, schedule: Schedule, steps: int, method: Any = None
+    denoiser: Denoiser | None, schedule: Schedule, steps: int, method: Any = None
 ) -> Float[Array, "levels"]:
     """Return the `steps + 1` levels of the schedule, once they are fit to walk down.
 
@@ -62,7 +62,7 @@ def visited_levels(
 
 
 def checked_range(
-    denoiser: Denoiser,
+    denoiser: Denoiser | None,
     result: Float[Array, "*result"],
     sigmas: Float[Array, "levels"],
 ) -> Float[Array, "*result"]:

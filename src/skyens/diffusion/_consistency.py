@@ -15,6 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from skyens.diffusion._broadcast import wide
+from skyens.diffusion._checked import checked_levels
 from skyens.diffusion._denoisers import Denoiser, Scalar
 from skyens.diffusion._levels import spread_uniform
 from skyens.diffusion._losses import check_entries, check_key, mean_over, split_batch
@@ -43,12 +44,11 @@ class ConsistencyLoss(eqx.Module):
     average in the target.
     """
 
-    schedule: Schedule
+    sigmas: Float[Array, "levels"]
     teacher: Denoiser | None = eqx.field(metadata={"trainable": False})
     noise: Noise
     entries: Float[Array, "*weights"] | None
     scale: Float[Array, ""]
-    steps: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -74,15 +74,15 @@ class ConsistencyLoss(eqx.Module):
                 ones linearly.
 
         Raises:
-            ValueError: `steps` is below 1.
-            EquinoxRuntimeError: `scale` is not positive and finite, or `entries` are
-                negative, not finite, or all 0.
+            ValueError: `steps` is below 1, or the schedule does not give `steps + 1`
+                levels.
+            EquinoxRuntimeError: the levels do not decrease or leave the range the
+                teacher was trained in, `scale` is not positive and finite, or `entries`
+                are negative, not finite, or all 0.
         """
-        if steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {steps}.")
+        self.sigmas = checked_levels(teacher, schedule, steps)
         scale = jnp.asarray(scale, float)
-        self.schedule, self.teacher, self.noise = schedule, teacher, noise
-        self.entries, self.steps = check_entries(entries), steps
+        self.teacher, self.noise, self.entries = teacher, noise, check_entries(entries)
         self.scale = eqx.error_if(
             scale,
             ~((scale > 0) & jnp.isfinite(scale)),
@@ -101,8 +101,9 @@ class ConsistencyLoss(eqx.Module):
         key, size = check_key(key), clean.shape[0]
         level_key, noise_key = jr.split(key)
         uniform = spread_uniform(size, wide(clean.dtype), key=level_key)
-        index = jnp.minimum((uniform * self.steps).astype(int), self.steps - 1)
-        sigmas = self.schedule.sigmas(self.steps).astype(clean.dtype)
+        steps = self.sigmas.size - 1
+        index = jnp.minimum((uniform * steps).astype(int), steps - 1)
+        sigmas = self.sigmas.astype(clean.dtype)
         one = lambda clean, high, low, condition, key: self.between(
             model, clean, high, low, condition=condition, key=key
         )

@@ -23,7 +23,7 @@ from skyens.diffusion._samplers import Method
 from skyens.diffusion._schedule import Schedule
 from skyens.diffusion._steppers import Heun
 from skyens.diffusion._units import InUnits, in_terms_of
-from skyens.diffusion._walk import ladder, walk
+from skyens.diffusion._walk import checked_walks, ladder, walk
 from skyens.observations import Error, Observation
 
 _ENKF = EnKF(centred=False)
@@ -97,6 +97,10 @@ def ensemble_guidance(
     own: Observation = in_terms_of(denoiser, observation)
     # One more, so that each analysed level is above the lowest one.
     sigmas = checked_levels(denoiser, schedule, steps + 1)
+    lowest, pairs = sigmas[-2], jnp.stack([sigmas[:-1], sigmas[1:]], axis=1)
+    ladders = jax.vmap(lambda level: ladder(level, lowest, inner))(sigmas[:-2])
+    for walks in (ladders, pairs):
+        sigmas = checked_walks(denoiser, sampler, walks, sigmas)
     denoise = checked_denoiser(denoiser, condition)
     start_key, run_key = jr.split(key)
     shared = Share(own.error, jnp.asarray(1 / steps, float))
@@ -108,7 +112,7 @@ def ensemble_guidance(
         x, failed = carry
         levels, index = this
         analysis_key, flow_key = jr.split(jr.fold_in(run_key, index))
-        flow = go(ladder(levels[0], sigmas[-2], inner), flow_key)
+        flow = go(ladder(levels[0], lowest, inner), flow_key)
         seen = own.pullback(flow)
         here = lambda node: node is own.error
         seen = eqx.tree_at(lambda o: o.error, seen, shared, is_leaf=here)
@@ -118,11 +122,10 @@ def ensemble_guidance(
 
     draw = lambda key: noise(shape, dtype, key=key)
     x = sigmas[0].astype(dtype) * jax.vmap(draw)(jr.split(start_key, members))
-    pairs = jnp.stack([sigmas[:-2], sigmas[1:-1]], axis=1)
     first = x, jnp.zeros((), sigmas.dtype)
-    (x, failed), _ = jax.lax.scan(step, first, (pairs, jnp.arange(steps)))
-    x = jax.vmap(go(sigmas[-2:], run_key))(x)
-    return report_failure(x, first_failure(failed, sigmas[-2], jnp.isfinite(x).all()))
+    (x, failed), _ = jax.lax.scan(step, first, (pairs[:-1], jnp.arange(steps)))
+    x = jax.vmap(go(pairs[-1], run_key))(x)
+    return report_failure(x, first_failure(failed, lowest, jnp.isfinite(x).all()))
 
 
 class Share(eqx.Module):

@@ -40,8 +40,11 @@ class MMPS(eqx.Module):
     row of zeros, which changes nothing. A nonlinear operator is linearised at D.
 
     J of an exact denoiser is a covariance: symmetric, positive semidefinite. That of a
-    network is so only nearly. Then `symmetric=False` with `solver=lx.GMRES(...)`
-    assumes neither.
+    network is so only nearly, least so in strong noise: choose a schedule whose
+    `sigma_max` is some ten times the prior's spread, not more. The system of a
+    covariance has a solution z no longer than the innovation; one that is longer is
+    shortened to that, so that a system that is nearly singular leads no sample astray.
+    `symmetric=False` with `solver=lx.GMRES(...)` does not take J to be symmetric.
 
     Source: Rozet et al. (2024), NeurIPS 37, arXiv:2405.13712.
     """
@@ -85,8 +88,8 @@ class MMPS(eqx.Module):
         )
         # A solve that has not converged still guides; it must not stop the others.
         solver = self.solver or conjugate_gradients(innovation)
-        solution = lx.linear_solve(system, innovation, solver, throw=False)
-        return clean + spread(solution.value)
+        solution = lx.linear_solve(system, innovation, solver, throw=False).value
+        return clean + spread(_no_longer(solution, innovation))
 
 
 class GuidedDenoiser(eqx.Module):
@@ -134,6 +137,18 @@ def guide(
     else:
         own = in_terms_of(denoiser, observation)
     return GuidedDenoiser(denoiser, own, method)
+
+
+def _no_longer(solution, innovation):
+    """Return the solution, shortened to the innovation's length if it is longer."""
+    leaves = jax.tree.leaves
+    square = lambda tree: sum(jnp.sum(jnp.square(leaf)) for leaf in leaves(tree))
+    longest, found = square(innovation), square(solution)
+    # Double where: the square root must never see the 0 it would differentiate.
+    long = found > longest
+    ratio = jnp.where(long, longest, 1) / jnp.where(long, found, 1)
+    factor = jnp.where(ratio > 0, jnp.sqrt(jnp.where(ratio > 0, ratio, 1)), 0)
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, solution)
 
 
 def conjugate_gradients(innovation: Any) -> lx.CG:

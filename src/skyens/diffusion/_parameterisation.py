@@ -151,8 +151,8 @@ class AdaptedDenoiser(eqx.Module):
     network: Callable
     schedule: Invertible = eqx.field(metadata={"trainable": False})
     parameterisation: Parameterisation
-    sigma_min: Float[Array, ""] | None = eqx.field(metadata={"trainable": False})
-    sigma_max: Float[Array, ""] | None = eqx.field(metadata={"trainable": False})
+    sigma_min: Float[Array, ""] = eqx.field(metadata={"trainable": False})
+    sigma_max: Float[Array, ""] = eqx.field(metadata={"trainable": False})
 
     def __call__(self, x: State, sigma: Scalar, *, condition: Any = None) -> State:
         """Return the expected clean state, in the shape, units and dtype of `x`.
@@ -197,13 +197,18 @@ def as_denoiser(
     `network(x, time, condition=...)` takes one sample `x = alpha * clean + sigma *
     noise` and the scalar `time` of the `schedule` it was trained with; one that counts
     steps, or takes the level or its logarithm, is wrapped in a lambda first.
-    `sigma_min` and `sigma_max` are the levels `sigma / alpha` it was trained between,
-    where they are known: samplers then refuse to leave them.
+    `sigma_min` and `sigma_max` are the levels `sigma / alpha` it was trained between:
+    samplers refuse to leave them. Those that are not given are the levels of the
+    schedule's times 0 and 1.
     """
-    array = lambda value: None if value is None else jnp.asarray(value, float)
-    return AdaptedDenoiser(
-        network, schedule, parameterisation, array(sigma_min), array(sigma_max)
-    )
+    if sigma_min is None:
+        sigma_min = level(schedule, jnp.zeros(()))
+    if sigma_max is None:
+        last = level(schedule, jnp.ones(()))
+        # Where no signal is left, rounding may make it a little less than none.
+        sigma_max = jnp.where(last > 0, last, jnp.inf)
+    low, high = (jnp.asarray(value, float) for value in (sigma_min, sigma_max))
+    return AdaptedDenoiser(network, schedule, parameterisation, low, high)
 
 
 def as_network(

@@ -102,13 +102,15 @@ def sample(
     denoise = checked_denoiser(denoiser, condition)
     bar = Bar(steps, progress if isinstance(progress, str) else "Sampling")
     start, walk = jr.split(key)
+    # Without 64 bits `float`, the default, is single.
+    wanted = jnp.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
     def draw(*, key):
-        z = noise(shape, dtype, key=key)
-        if z.shape != tuple(shape) or z.dtype != jnp.dtype(dtype):
+        z = noise(shape, wanted, key=key)
+        if z.shape != tuple(shape) or z.dtype != wanted:
             raise ValueError(
-                f"`noise` must have the shape {tuple(shape)} and the dtype "
-                f"{jnp.dtype(dtype)} asked for, got {z.dtype}{z.shape}."
+                f"`noise` must have the shape {tuple(shape)} and the dtype {wanted} "
+                f"asked for, got {z.dtype}{z.shape}."
             )
         return z
 

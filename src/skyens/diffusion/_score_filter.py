@@ -21,6 +21,7 @@ from skyens.assimilation._ensemble import (
 )
 from skyens.assimilation._global_update import positive_inflation
 from skyens.assimilation._transform import gain
+from skyens.diffusion._checked import checked_levels
 from skyens.diffusion._ensemble_denoiser import EnsembleDenoiser
 from skyens.diffusion._guidance import MMPS, guide
 from skyens.diffusion._noise import White
@@ -127,7 +128,10 @@ class ScoreFilter(eqx.Module):
 
         Raises:
             ValueError: `key` is missing, there are fewer than two members, leaves
-                disagree on their number, or one is complex.
+                disagree on their number, one is complex, or the schedule does not give
+                `steps + 1` levels.
+            EquinoxRuntimeError: the levels do not decrease, or one of them, but for the
+                last, is not positive.
         """
         if key is None:
             raise ValueError("`key` is needed to sample the posterior; give one.")
@@ -140,7 +144,7 @@ class ScoreFilter(eqx.Module):
         spread = jnp.where(deviation > 0, deviation, 1)
         white = (flat - mean[None]) / spread[None]
         prior = EnsembleDenoiser(white, self.bandwidth, self.shrinkage)
-        sigmas = self.schedule.sigmas(self.steps)
+        sigmas = checked_levels(prior, self.schedule, self.steps, self.sampler)
         start_key, noise_key, walk_key = jr.split(key, 3)
         noise = jr.normal(noise_key, flat.shape, flat.dtype)
         start = prior.sample(key=start_key) + sigmas[0].astype(flat.dtype) * noise

@@ -30,7 +30,7 @@ from skyens.diffusion._schedule import Schedule
 from skyens.diffusion._steppers import Heun
 from skyens.diffusion._steppers_sde import DPMSolverSDE
 from skyens.diffusion._units import InUnits, in_terms_of
-from skyens.diffusion._walk import ladder, walk
+from skyens.diffusion._walk import checked_walks, ladder, walk
 from skyens.observations import Observation
 
 _WHITE = White()
@@ -180,6 +180,9 @@ def split_gibbs(
     sigmas = checked_levels(denoiser, schedule, steps + 1)
     denoise = checked_denoiser(denoiser, condition)
     lowest = sigmas[-2]
+    if hasattr(method, "sampler"):
+        walks = jax.vmap(lambda sigma: ladder(sigma, lowest, method.inner))(sigmas[:-2])
+        sigmas = checked_walks(denoiser, method.sampler, walks, sigmas)
 
     def step(carry, this):
         x, failed = carry

@@ -107,18 +107,26 @@ class Heun(eqx.Module):
         """Set `churn` and `noise_scale`, dimensionless, and the levels it acts between.
 
         Raises:
-            EquinoxRuntimeError: a setting is negative or NaN, or churn_min > churn_max.
+            EquinoxRuntimeError: a setting is negative or NaN, churn_min > churn_max, or
+                one of the others is set and `churn` is 0, which leaves it no effect.
         """
         settings = (churn, churn_min, churn_max, noise_scale)
         settings = tuple(jnp.asarray(value, float) for value in settings)
         good = jnp.all(jnp.stack(settings) >= 0) & (settings[1] <= settings[2])
-        self.churn = eqx.error_if(
+        checked = eqx.error_if(
             settings[0],
             ~good,
             "`churn`, `churn_min`, `churn_max` and `noise_scale` must not be negative, "
             "and `churn_min` not above `churn_max`.",
         )
         self.churn_min, self.churn_max, self.noise_scale = settings[1:]
+        usual = (self.churn_min == 0) & jnp.isinf(self.churn_max)
+        self.churn = eqx.error_if(
+            checked,
+            (checked == 0) & ~(usual & (self.noise_scale == 1)),
+            "`churn` is 0, so that `churn_min`, `churn_max` and `noise_scale` would do "
+            "nothing: set it, or leave them out.",
+        )
 
     def plan(self, sigmas: Float[Array, "levels"]) -> Any:
         """Return each step's raised level, its added noise, and the next level."""

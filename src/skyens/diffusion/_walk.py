@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from skyens.diffusion._checked import checked_range, visited_levels
+from skyens.diffusion._denoisers import Denoiser
 from skyens.diffusion._noise import Noise
 from skyens.diffusion._samplers import Method
 
@@ -36,6 +38,21 @@ def walk(
     plan = jax.tree.map(lambda part: part.astype(x.dtype), method.plan(sigmas))
     steps = jnp.arange(sigmas.size - 1)
     return jax.lax.scan(step, (x, method.init(x)), (plan, steps))[0][0]
+
+
+def checked_walks(
+    denoiser: Denoiser,
+    method: Method,
+    walks: Float[Array, "walk levels"],
+    sigmas: Float[Array, "some"],
+) -> Float[Array, "some"]:
+    """Return `sigmas`, or fail if a method leaves the denoiser's range on one walk.
+
+    Raises:
+        EquinoxRuntimeError: a level, such as one that churn raises, lies outside of it.
+    """
+    visited = jax.vmap(lambda levels: visited_levels(method, levels))(walks)
+    return checked_range(denoiser, sigmas, visited.ravel())
 
 
 def ladder(
