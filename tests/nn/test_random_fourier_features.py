@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from sklearn.linear_model import Ridge
 
 from skyens.nn import RandomFourierFeatures
 from skyens.training import trainable
@@ -16,6 +17,9 @@ SIZES: dict[str, Any] = dict(scale=2.0, width=16, depth=2)
 NET = RandomFourierFeatures(2, 3, **SIZES, key=jr.key(0))
 POINT = jnp.array([0.3, -0.8])
 run = eqx.filter_jit(lambda net, point: net(point))
+fit = eqx.filter_jit(
+    lambda net, points, values, ridge: net.fitted(points, values, ridge=ridge)
+)
 
 
 def test_products_of_features_are_the_gaussian_covariance():
@@ -79,15 +83,11 @@ def test_its_laplacian_is_right_where_that_of_a_plain_network_is_not():
     values = field(np.asarray(seen))
     true = field(np.asarray(grid), laplacian=True)
 
-    # All waves alike: ridge regression on features, nothing to train.
+    # All waves alike, and nothing to train.
     linear = RandomFourierFeatures(
         2, scale=15.0, periods=(1.0, 1.0), width=1024, depth=0, key=jr.key(4)
     )
-    waves = np.asarray(jax.vmap(linear.features)(seen))
-    gram = waves @ waves.T / 1024
-    dual = np.linalg.solve(gram + 1e-8 * np.eye(300), values)
-    head = jnp.asarray(dual @ waves / 1024)[None]
-    linear = eqx.tree_at(lambda net: net.head, linear, head)
+    linear = fit(linear, seen, jnp.asarray(values)[:, None], 1e-8)
     ours = relative(eqx.filter_jit(laplacian)(linear, grid), true)
     assert ours < 0.05
 
@@ -118,6 +118,54 @@ def test_its_laplacian_is_right_where_that_of_a_plain_network_is_not():
     plain = fitted(plain)
     assert relative(jax.vmap(plain)(seen)[:, 0], values) < 0.5  # it has learned
     assert relative(eqx.filter_jit(laplacian)(plain, grid), true) > 0.5
+
+
+@pytest.mark.parametrize("points", [10, 40])
+def test_the_fit_is_ridge_regression_on_what_reaches_the_head(points):
+    rng = np.random.default_rng(1)
+    seen, values = rng.normal(size=(points, 2)), rng.normal(size=(points, 3))
+    net = fit(NET, jnp.asarray(seen), jnp.asarray(values), 0.01)
+    # What reaches the head, by a network that hands it out.
+    bare = eqx.tree_at(
+        lambda net: (net.head, net.offset), NET, (jnp.eye(16), jnp.zeros(16))
+    )
+    last = np.asarray(jax.vmap(bare)(jnp.asarray(seen)))
+    variance = np.sum((last - last.mean(0)) ** 2) / points
+    theirs = Ridge(alpha=0.01 * variance, solver="svd").fit(last, values)
+    np.testing.assert_allclose(net.head, theirs.coef_, atol=1e-9)
+    np.testing.assert_allclose(net.offset, theirs.intercept_, atol=1e-9)
+    # It is linear in the values.
+    twice = fit(NET, jnp.asarray(seen), jnp.asarray(2 * values + 1), 0.01)
+    np.testing.assert_allclose(twice.head, 2 * net.head, atol=1e-9)
+    np.testing.assert_allclose(twice.offset, 2 * net.offset + 1, atol=1e-9)
+
+
+def test_a_fit_without_ridge_goes_through_the_points():
+    net = RandomFourierFeatures(2, 3, scale=2.0, width=64, depth=0, key=jr.key(6))
+    seen, values = jr.normal(jr.key(7), (12, 2)), jr.normal(jr.key(8), (12, 3))
+    exact = fit(net, seen, values, 0.0)
+    np.testing.assert_allclose(jax.vmap(exact)(seen), values, atol=1e-6)
+    # Single precision fits to its own rounding, and stays.
+    single = lambda x: x.astype(jnp.float32)
+    rounded = fit(net, single(seen), single(values), 0.0)
+    found = jax.vmap(rounded)(single(seen))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, values, atol=0.01)
+
+
+def test_ridges_map_and_have_gradients():
+    seen, values = jr.normal(jr.key(7), (12, 2)), jr.normal(jr.key(8), (12, 3))
+
+    @jax.jit
+    def held_out(ridge):
+        net = NET.fitted(seen[:8], values[:8], ridge=ridge)
+        return jnp.sum((jax.vmap(net)(seen[8:]) - values[8:]) ** 2)
+
+    ridges = jnp.array([0.01, 0.1, 1.0])
+    many = jax.vmap(held_out)(ridges)
+    np.testing.assert_allclose(many, [held_out(r) for r in ridges], rtol=1e-8)
+    slope = (held_out(0.1001) - held_out(0.0999)) / 2e-4
+    np.testing.assert_allclose(jax.grad(held_out)(0.1), slope, rtol=1e-4)
 
 
 def test_gradients_reach_every_parameter_but_the_wavenumbers():
@@ -163,3 +211,9 @@ def test_wrong_use_is_reported():
         ValueError, match=r"`point` must have the shape \(2,\), got \(3,"
     ):
         NET(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"\(points, 3\) .* got \(4, 2\) for 4 points"):
+        NET.fitted(jnp.ones((4, 2)), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match="at least one point"):
+        NET.fitted(jnp.ones((0, 2)), jnp.ones((0, 3)))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="`ridge` must not be negative"):
+        NET.fitted(jnp.ones((4, 2)), jnp.ones((4, 3)), ridge=-1.0)

@@ -70,7 +70,7 @@ STARTS = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, 2)))
         ("end", 1, None),
         ("trapezoid", 2, None),
         ("simpson", 2, None),
-        ("simpson", 3, MISSING),
+        ("simpson", 4, MISSING),
     ],
 )
 def test_columns_explain_the_error_to_the_order_of_their_quadrature(kind, order, known):
@@ -181,6 +181,35 @@ def test_noise_of_five_percent_leaves_the_support_and_most_digits(case):
     check(0.5, case, accuracy=0.05, noise=0.05)
 
 
+@pytest.mark.slow
+def test_without_the_damping_of_short_waves_steps_must_be_short():
+    """What the docstring says: waves that grow in the model set the limit."""
+    undamped, name = WORLD | {"uxxxx": 0.0}, TERMS["uxxxx"]
+    rule = Trapezoid()
+    model = lambda dt, terms: Steps(KuramotoSivashinsky(SIZE, LENGTH, dt / 4, **terms))
+    fits = lambda dt, terms: dict(
+        zip(
+            LIBRARY.names,
+            sparse_fit(
+                model_error_pairs(
+                    model(dt, terms), *pairs[dt], LIBRARY, dt=dt, quadrature=rule
+                )
+            ).tolist(),
+            strict=True,
+        )
+    )
+    pairs = {dt: truth(dt) for dt in (0.01, 0.1)}
+    for dt, accuracy in ((0.01, 0.01), (0.1, 0.12)):
+        coefficients = fits(dt, undamped)
+        assert {n for n, value in coefficients.items() if value} == {name}
+        assert abs(coefficients[name] + 1) < accuracy
+    rough = fits(0.1, WORLD | {"uxxxx": 0.3})
+    assert {n for n, value in rough.items() if value} == {name}
+    assert abs(rough[name] + 0.7) < 0.01
+    later = model(0.5, undamped)(pairs[0.1][0][0])
+    assert not np.isfinite(later).all()
+
+
 def test_parts_of_a_state_have_regressions_of_their_own():
     square = Term("square", lambda s: jax.tree.map(lambda x: x**2, s))
     itself = Term("itself", lambda s: s)
@@ -218,6 +247,20 @@ def test_forcings_reach_the_model():
         forcings=pushes,
     )  # fmt: skip
     np.testing.assert_allclose(pairs.values, 0, atol=1e-14)
+
+
+def test_what_was_observed_is_the_target_of_the_columns_of_the_analyses():
+    step = lambda state, forcing=None, *, key=None: 2 * state
+    library = Library([Term("itself", lambda s: s)])
+    before, after = jnp.ones((2, 3)), jnp.full((2, 3), 5.0)
+    observed = jnp.arange(6.0).reshape(2, 3).at[1, 2].set(jnp.nan)
+    pairs = model_error_pairs(
+        step, before, after, library, dt=0.5, quadrature=Endpoint(), observed=observed
+    )
+    np.testing.assert_allclose(pairs.matrix[:, 0], 5)
+    np.testing.assert_allclose(pairs.values, (np.ravel(observed) - 2) / 0.5)
+    kept = compress(pairs.matrix, pairs.values, drop_missing=True)
+    assert kept.rows == 5
 
 
 def test_single_precision_stays_and_jit_changes_nothing():
@@ -271,4 +314,8 @@ def test_wrong_use_is_reported():
     with pytest.raises(ValueError, match="at least one pair"):
         model_error_pairs(
             still, states[:0], states[:0], library, dt=1.0, quadrature=rule
+        )
+    with pytest.raises(ValueError, match=r"`observed` and `after` must agree in shape"):
+        model_error_pairs(
+            still, states, states, library, dt=1.0, quadrature=rule, observed=states[:2]
         )

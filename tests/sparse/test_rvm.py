@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,13 @@ def dense(phi, y, variance, noise):
     return mean / scale, covariance / np.outer(scale, scale), evidence
 
 
+def wide(seed):
+    random = np.random.default_rng(seed)
+    phi, w = random.normal(size=(40, 60)), np.zeros(60)
+    w[TRUE] = 1, -2, 1.5, 3
+    return phi, phi @ w + 0.1 * random.normal(size=40), w, 0.1
+
+
 KINDS = "plain", "collinear", "scaled", "duplicate", "noise-free", "pure noise"
 
 
@@ -77,18 +86,40 @@ def test_posterior_and_evidence_are_those_of_dense_formulas(kind):
     assert not np.any(fit.covariance[~kept])
 
 
-@pytest.mark.parametrize("kind", KINDS[:3])
+def peer(phi, y, noise=None):
+    """The evidence where scikit-learn's fixed point ends, by QR in float64."""
+    scale = np.sqrt((phi**2).mean(0))  # it has no scaling of its own
+    known: dict[str, Any] = {"alpha_1": 0, "alpha_2": 0}
+    if noise is not None:  # a prior that leaves the noise no choice
+        known = {"alpha_1": 1e12, "alpha_2": 1e12 * noise**2}
+    ard = ARDRegression(
+        fit_intercept=False, threshold_lambda=1e8, max_iter=2000, tol=1e-10,
+        lambda_1=0, lambda_2=0, **known,
+    ).fit(phi / scale, y)  # fmt: skip
+    noise = ard.alpha_**-0.5 if noise is None else noise
+    root = np.where(ard.lambda_ < 1e8, ard.lambda_**-0.5, 0)
+    stacked = np.vstack([phi / scale * root / noise, np.eye(phi.shape[1])])
+    target = np.append(y / noise, np.zeros(phi.shape[1]))
+    residue = target - stacked @ np.linalg.lstsq(stacked, target, rcond=None)[0]
+    diagonal = np.abs(np.diag(np.linalg.qr(stacked, mode="r")))
+    log_determinant = 2 * np.log(diagonal).sum() + len(y) * np.log(noise**2)
+    return -0.5 * (len(y) * np.log(2 * np.pi) + log_determinant + residue @ residue)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_evidence_is_at_least_that_of_scikit_learn(kind):
     phi, y, _, _ = data(kind)
     fit = fit_jit(compress(jnp.asarray(phi), jnp.asarray(y)))
-    scale = np.sqrt((phi**2).mean(0))  # it has no scaling of its own
-    peer = ARDRegression(
-        fit_intercept=False, threshold_lambda=1e8, max_iter=2000, tol=1e-10,
-        alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0,
-    ).fit(phi / scale, y)  # fmt: skip
-    variance = np.where(peer.lambda_ < 1e8, 1 / peer.lambda_, 0) / scale**2
-    *_, evidence = dense(phi, y, variance, peer.alpha_**-0.5)
-    assert fit.log_evidence >= evidence - 1e-6
+    assert fit.log_evidence >= peer(phi, y) - 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_so_it_is_where_there_are_more_terms_than_rows(seed):
+    phi, y, w, noise = wide(seed)
+    fit = fit_jit(compress(jnp.asarray(phi), jnp.asarray(y)), noise=noise)
+    assert fit.converged
+    assert fit.log_evidence >= peer(phi, y, noise) - 1e-6
+    assert np.flatnonzero(np.abs(fit.z) > 4).tolist() == np.flatnonzero(w).tolist()
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled"])
@@ -119,17 +150,10 @@ def test_fixed_points_reach_the_same_optimum(update):
     np.testing.assert_allclose(other.mean, fit.mean, atol=1e-8)
 
 
-def test_wide_problems_with_known_noise():
-    random = np.random.default_rng(3)
-    phi = random.normal(size=(40, 60))
-    w = np.zeros(60)
-    w[TRUE] = 1, -2, 1.5, 3
-    y = jnp.asarray(phi @ w + 0.1 * random.normal(size=40))
-    problem = compress(jnp.asarray(phi), y)
-    fit = fit_jit(problem, noise=0.1)
-    assert fit.converged
-    assert np.flatnonzero(np.abs(fit.z) > 4).tolist() == TRUE
-    np.testing.assert_allclose(fit.noise, 0.1)
+def test_known_noise_stays_and_free_noise_needs_rows():
+    phi, y, _, noise = wide(0)
+    problem = compress(jnp.asarray(phi), jnp.asarray(y))
+    np.testing.assert_allclose(fit_jit(problem, noise=noise).noise, noise)
     with pytest.raises(eqx.EquinoxRuntimeError, match="evidence degenerates"):
         rvm(problem)
 
@@ -150,15 +174,13 @@ def test_gradients_go_through_the_optimum():
     phi, y, _, _ = (jnp.asarray(part) for part in data("plain"))
     along = jnp.asarray(np.random.default_rng(8).normal(size=N))
 
-    def value(t, noise):
-        fit = rvm(compress(phi, y + t * along), noise=noise)
+    def value(t):
+        fit = rvm(compress(phi, y + t * along))
         return jnp.stack([fit.mean[2], fit.log_evidence, fit.covariance[2, 2] * 1e3])
 
-    for noise in (None, 0.1):
-        of = jax.jit(lambda t, noise=noise: value(t, noise))
-        numbers = (of(1e-6) - of(-1e-6)) / 2e-6
-        slopes = jax.jit(jax.jacrev(of))(0.0)
-        np.testing.assert_allclose(slopes, numbers, rtol=2e-6)
+    both = jax.jit(lambda t: (value(t), jax.jacrev(value)(t)))
+    numbers = (both(1e-6)[0] - both(-1e-6)[0]) / 2e-6
+    np.testing.assert_allclose(both(0.0)[1], numbers, rtol=2e-6)
 
 
 def test_targets_are_mapped_over():
@@ -169,22 +191,46 @@ def test_targets_are_mapped_over():
     np.testing.assert_allclose(fits.mean[1], alone.mean, atol=1e-9)
 
 
-def test_groups_live_and_die_together():
+@pytest.mark.parametrize("update", [Sequential(), MacKay()])
+def test_groups_live_and_die_together(update):
     phi, y, _, _ = (jnp.asarray(part) for part in data("plain"))
     groups = np.repeat(range(4), 3)  # the truth is 0, 1, 2 and 3
-    fit = fit_jit(compress(phi, y), groups=groups)
+    fit = fit_jit(compress(phi, y), groups=groups, update=update)
     assert fit.converged
     together = fit.support.reshape(4, 3)
     assert np.all(together == together[:, :1])
     assert np.all(together[:2])
     scaled = fit.prior_variance * jnp.mean(phi**2, axis=0)
     np.testing.assert_allclose(scaled[:3], scaled[0], rtol=1e-10)
-    other = fit_jit(compress(phi, y), groups=groups, update=EM())
-    np.testing.assert_allclose(other.log_evidence, fit.log_evidence, rtol=1e-9)
-    with pytest.raises(ValueError, match="knows no `groups`"):
-        rvm(compress(phi, y), groups=groups, update=Sequential())
-    with pytest.raises(ValueError, match=r"must have the shape \(12,\)"):
-        rvm(compress(phi, y), groups=[0, 1])
+    # Stationary, by differences of the dense evidence over the shared variances.
+    rows, variance = (np.asarray(phi), np.asarray(y)), np.asarray(fit.prior_variance)
+    evidence = lambda factor: dense(
+        *rows, variance * np.repeat(factor, 3), float(fit.noise)
+    )[2]
+    for group in range(4):
+        up, down = (np.where(np.arange(4) == group, f, 1) for f in (1.01, 1 / 1.01))
+        slope = (evidence(up) - evidence(down)) / (2 * np.log(1.01))
+        np.testing.assert_allclose(slope, 0, atol=1e-4)  # a third derivative is left
+        assert evidence(np.ones(4)) >= max(evidence(up), evidence(down))
+
+
+def test_groups_of_one_are_no_groups():
+    phi, y, _, _ = (jnp.asarray(part) for part in data("collinear"))
+    alone = fit_jit(compress(phi, y), groups=np.arange(P), update=Sequential())
+    plain = fit_jit(compress(phi, y))
+    np.testing.assert_allclose(alone.log_evidence, plain.log_evidence, rtol=1e-10)
+    np.testing.assert_allclose(alone.mean, plain.mean, atol=1e-7)
+
+
+def test_groups_of_overlapping_columns_have_the_higher_evidence_of_both_ways():
+    random = np.random.default_rng(5)
+    x = np.linspace(-1, 1, N)[:, None]
+    phi = jnp.asarray(np.exp(-((x - np.linspace(-1, 1, P)) ** 2) / 0.3))
+    y = phi[:, 3] - phi[:, 4] + jnp.asarray(0.1 * random.normal(size=N))
+    problem, groups = compress(phi, y), np.repeat(range(4), 3)
+    ours = fit_jit(problem, groups=groups, update=Sequential())
+    fixed = fit_jit(problem, groups=groups, update=MacKay())
+    assert ours.log_evidence >= fixed.log_evidence - 1e-6
 
 
 def test_zero_and_constant_columns_are_harmless():
@@ -209,5 +255,7 @@ def test_wrong_use_is_reported():
         with pytest.raises(ValueError, match="`max_steps` must be positive, got 0"):
             update(0)
     assert not fit_jit(problem, update=Sequential(1)).converged
+    with pytest.raises(ValueError, match=r"must have the shape \(12,\)"):
+        rvm(problem, groups=[0, 1])
     with pytest.raises(ValueError, match="for 3 terms"):
         rvm(problem, constraints=Constraints(jnp.ones((1, 3))))

@@ -1,6 +1,7 @@
 """A network of points that knows waves: it interpolates what other networks smooth."""
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -22,9 +23,12 @@ class RandomFourierFeatures(eqx.Module):
     Laplacian is wrong; with features, all waves up to about `scale` are learned alike.
     It is smooth: differentiate it to get winds or vorticity.
 
-    Without layers (`depth=0`) it is linear in its head: the weights then follow from
-    least squares on `features`, and it is an approximate Gaussian process with the
-    covariance `exp(-|scale (x - y)|^2 / 2)`.
+    Without layers (`depth=0`) it is linear in its head, and nothing need be trained:
+    `fitted` is the least-squares fit, an approximate Gaussian process (kriging) with
+    the covariance `exp(-|scale (x - y)|^2 / 2)`. The wavenumbers are a sample, and
+    waves that it lacks are lacking in the field: take several times as many features
+    as there are waves that matter. Layers that are trained differ by their training
+    too; for what changes little from one field to the next, fit.
 
     Source: Rahimi & Recht (2007), NeurIPS 20, 1177-1184; Tancik et al. (2020), NeurIPS
     33, 7537-7547.
@@ -122,11 +126,71 @@ class RandomFourierFeatures(eqx.Module):
             ValueError: the point has another number of coordinates.
         """
         cast = lambda leaf: leaf.astype(point.dtype)
+        return cast(self.head) @ self._last(point) + cast(self.offset)
+
+    def fitted(
+        self,
+        points: Float[Array, "point coordinate"],
+        values: Float[Array, "point out"],
+        *,
+        ridge: float | Float[Array, ""] = 1e-9,
+    ) -> "RandomFourierFeatures":
+        """Return the network whose head and offset fit values at points best.
+
+        Least squares on what reaches the head, with a penalty on the head's weights
+        (ridge regression). Many fields at the same points, one for each output, cost
+        hardly more than one, and what is fitted is linear in the values: differences
+        of fields are as good as the fields. Choose `scale` and `ridge` by points that
+        are held out.
+
+        Args:
+            points: where the field is known.
+            values: the field there.
+            ridge: variance of the values' noise over that of the field (kriging's
+                nugget), not negative; rounding of the dtype counts as noise too.
+
+        Raises:
+            ValueError: there are no points, or shapes do not fit the network's.
+            EquinoxRuntimeError: `ridge` is negative.
+        """
+        count, outs = len(points), self.offset.shape
+        if count == 0 or values.shape != (count, *outs):
+            raise ValueError(
+                f"`values` must have the shape (points, {outs[0]}) with at least one "
+                f"point, got {values.shape} for {count} points."
+            )
+        kept = self.head.dtype
+        wide = at_least_single(points.dtype)
+        last = jax.vmap(self._last)(points.astype(wide))
+        middle, level = jnp.mean(last, axis=0), jnp.mean(values.astype(wide), axis=0)
+        last, above = last - middle[None], values.astype(wide) - level[None]
+        ridge = jnp.asarray(ridge, wide)
+        ridge = eqx.error_if(ridge, ~(ridge >= 0), "`ridge` must not be negative.")
+        product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        # The smaller of both normal matrices; both have the same solution.
+        dual = count < last.shape[1]
+        gram = product(last, last.T) if dual else product(last.T, last)
+        variance = jnp.sum(last**2) / count
+        least = len(gram) * jnp.finfo(wide).eps
+        noise = jnp.maximum(ridge, least) * jnp.where(variance > 0, variance, 1)
+        factor = jax.scipy.linalg.cho_factor(
+            gram + noise * jnp.eye(len(gram), dtype=wide)
+        )
+        if dual:
+            head = product(last.T, jax.scipy.linalg.cho_solve(factor, above)).T
+        else:
+            head = jax.scipy.linalg.cho_solve(factor, product(last.T, above)).T
+        offset = level - product(head, middle)
+        where = lambda net: (net.head, net.offset)
+        return eqx.tree_at(where, self, (head.astype(kept), offset.astype(kept)))
+
+    def _last(self, point):
+        """What reaches the head."""
 
         def layer(h, of):
             weight, bias = of
             return jnp.tanh(weight @ h + bias), None
 
+        cast = lambda leaf: leaf.astype(point.dtype)
         layers = cast(self.weights), cast(self.biases)
-        h = jax.lax.scan(layer, self.features(point), layers)[0]
-        return cast(self.head) @ h + cast(self.offset)
+        return jax.lax.scan(layer, self.features(point), layers)[0]

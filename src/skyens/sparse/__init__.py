@@ -2,7 +2,7 @@
 
 A regression is compressed once (`compress`) and then solved as often as wished: at the
 evidence optimum (`rvm`), along a path (`backward_path`, `elbow`), by thresholds
-(`stlsq`) or smoothly (`ridge`).
+(`stlsq`), smoothly (`ridge`) or by sampling (`horseshoe`).
 """
 
 from skyens.sparse._compress import (
@@ -20,6 +20,10 @@ from skyens.sparse._derivatives import (
     SpectralDerivative as SpectralDerivative,
     sphere_jacobian as sphere_jacobian,
     sphere_terms as sphere_terms,
+)
+from skyens.sparse._horseshoe import (
+    HorseshoeSamples as HorseshoeSamples,
+    horseshoe as horseshoe,
 )
 from skyens.sparse._least_squares import Solution as Solution
 from skyens.sparse._library import (
@@ -54,4 +58,10 @@ from skyens.sparse._updates import (
     EM as EM,
     MacKay as MacKay,
     Sequential as Sequential,
+)
+from skyens.sparse._weak import (
+    FluxDerivative as FluxDerivative,
+    WeakForm as WeakForm,
+    flux_polynomials as flux_polynomials,
+    weak_form as weak_form,
 )

@@ -126,12 +126,24 @@ def compress(
         )
     names = _check_names(names, terms)
     table = jnp.concatenate([library_matrix, target[:, None]], axis=1)
+    count = jnp.asarray(rows, table.dtype)
+    log_weights = jnp.zeros((), table.dtype)
+    if drop_missing or weights is not None:
+        table, count, log_weights = _weighted(table, weights, drop_missing)
+    # The largest of a column is NaN or infinite where any of it is.
+    size = lax.stop_gradient(jnp.max(jnp.abs(table), axis=0))
+    wrong = ~jnp.all(jnp.isfinite(size))
+    size = eqx.error_if(size, wrong, _missing(table))
+    factor, rest_target, rest = _compressed(table, size)
+    return SparseProblem(factor, rest_target, rest, count, log_weights, names)
+
+
+def _weighted(table, weights, drop_missing: bool):
+    """Return the rows times the roots of their weights, their count and log-weights."""
     present = jnp.all(jnp.isfinite(table), axis=1)
     if drop_missing:
         table = jnp.where(present[:, None], table, 0)
-    else:
-        table = eqx.error_if(table, ~jnp.all(present), _missing(present))
-    weight = jnp.ones(rows, table.dtype) if weights is None else weights
+    weight = jnp.ones(len(table), table.dtype) if weights is None else weights
     wrong = ~jnp.isfinite(weight) | (weight < 0)
     weight = eqx.error_if(
         weight, jnp.any(wrong), "`weights` must be finite and not negative."
@@ -139,17 +151,13 @@ def compress(
     used = present & (weight > 0)
     safe = jnp.where(used, weight, 1)
     table = table * jnp.where(used, jnp.sqrt(safe), 0)[:, None]
-    factor, rest_target, rest = compress_table(table)
-    count = jnp.sum(used).astype(table.dtype)
-    return SparseProblem(
-        factor, rest_target, rest, count, jnp.sum(jnp.log(safe)), names
-    )
+    return table, jnp.sum(used).astype(table.dtype), jnp.sum(jnp.log(safe))
 
 
-def compress_table(table: Float[Array, "row column"]):
+def _compressed(table: Float[Array, "row column"], size: Float[Array, "column"]):
     """Return factor, target and rest of a table whose last column is the target."""
-    scale = _powers_of_two(jnp.max(jnp.abs(table), axis=0))
-    table = table / scale[None]
+    scale = _powers_of_two(size)
+    table = table * (1 / scale)[None]  # exact, and quicker than to divide
     gram, condition = gram_and_condition(table)
     # Squaring costs a relative eps * condition; keep half of the digits, and two more.
     fine = condition * jnp.finfo(table.dtype).eps ** 0.5 < 0.01
@@ -167,7 +175,9 @@ def gram_and_condition(table):
     inverse = lax.linalg.triangular_solve(
         lower, jnp.eye(len(size), dtype=table.dtype), left_side=True, lower=True
     )
-    return gram, len(size) * jnp.sum(inverse**2)  # NaN where there is no factor
+    # Of Frobenius norms, above that of the spectrum; NaN where there is no factor.
+    norm = lambda square: jnp.sqrt(jnp.sum(square**2))
+    return gram, norm(correlation) * norm(inverse.T @ inverse)
 
 
 def _cholesky(both):
@@ -175,17 +185,18 @@ def _cholesky(both):
 
 
 def _qr(both):
-    return _upper(both[1])
+    return upper_triangle(both[1])
 
 
-def _upper(table):
+def upper_triangle(table: Float[Array, "row column"]) -> Float[Array, "column column"]:
+    """Return the triangle of a QR factorisation, square for any number of rows."""
     short = max(table.shape[1] - table.shape[0], 0)
     return jnp.linalg.qr(jnp.pad(table, ((0, short), (0, 0))), mode="r")
 
 
 def _triangle(table):
     scale = _powers_of_two(jnp.max(jnp.abs(table), axis=0))
-    return _split(_upper(table / scale[None]) * scale[None])
+    return _split(upper_triangle(table / scale[None]) * scale[None])
 
 
 def _split(triangle):
@@ -200,13 +211,13 @@ def _powers_of_two(size):
     return jnp.where(known, jnp.exp2(jnp.round(jnp.log2(jnp.where(known, size, 1)))), 1)
 
 
-def _missing(present) -> str:
+def _missing(table) -> str:
     mend = "Mend them, or pass `drop_missing=True` to leave them out."
-    if isinstance(present, Tracer):
+    if isinstance(table, Tracer):
         return f"`library_matrix` or `target` has rows that are not finite. {mend}"
-    rows = np.flatnonzero(~np.asarray(present)).tolist()
+    rows = np.flatnonzero(~np.isfinite(np.asarray(table)).all(axis=1)).tolist()
     return (
-        f"{len(rows)} of {present.size} rows of `library_matrix` or `target` are not "
+        f"{len(rows)} of {len(table)} rows of `library_matrix` or `target` are not "
         f"finite, the first of them {rows[:5]}. {mend}"
     )
 

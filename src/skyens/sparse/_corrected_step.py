@@ -25,6 +25,10 @@ class CorrectedStep(eqx.Module):
     by the quadrature's own rule: of first order in `dt` with `Endpoint`, of second with
     `Trapezoid` and of third with `Simpson`. A call steps the model, its derivative and
     the library a few times. Its coefficients are a leaf to train.
+
+    What is added is explicit: stable where `dt` times the terms' own fastest rate is
+    about 1, whatever the model's scheme. Terms are of the equation, so a shorter step
+    of the same model may have them; a stiff one belongs into the model's own scheme.
     """
 
     step: Callable

@@ -7,6 +7,8 @@ and pruned terms have ratio 0; so a free noise variance has its optimum in close
 
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -40,6 +42,41 @@ class Statistics(NamedTuple):
     bend: Float[Array, "term term"]  # Phi^T K^-1 Phi
     misfit: Float[Array, ""]  # y^T K^-1 y
     log_determinant: Float[Array, ""]  # of K
+
+
+def scaled(
+    factor: Float[Array, "term term"],
+    target: Float[Array, "term"],
+    rest: Float[Array, ""],
+    rows: Float[Array, ""],
+    noise: float | Float[Array, ""] | None,
+    same: Float[Array, "term term"] | None = None,
+) -> tuple[System, Float[Array, "term"], Float[Array, ""]]:
+    """Return a regression on unit columns and target, with the norms they had.
+
+    Raises:
+        EquinoxRuntimeError: `noise` is not positive.
+    """
+    size = _norm(factor)
+    height = jnp.sqrt(jnp.sum(target**2) + rest)
+    height = lax.stop_gradient(jnp.where(height > 0, height, 1))
+    variance = None
+    if noise is not None:
+        known = jnp.asarray(noise, target.dtype)
+        known = eqx.error_if(known, ~(known > 0), "`noise` must be positive.")
+        variance = (known / height) ** 2
+    least = jnp.finfo(target.dtype).eps ** 2
+    rest = jnp.maximum(rest / height**2, least)
+    factor, target = factor / size[None], target / height
+    return System(factor, target, rest, rows, variance, same), size, height
+
+
+def _norm(factor):
+    """Return the columns' norms without a squared overflow, 1 for empty ones."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(factor), axis=0))
+    safe = jnp.where(largest > 0, largest, 1)
+    norm = safe * jnp.sqrt(jnp.sum((factor / safe[None]) ** 2, axis=0))
+    return lax.stop_gradient(jnp.where(largest > 0, norm, 1))
 
 
 def statistics(system: System, ratio: Float[Array, "term"]) -> Statistics:
@@ -124,15 +161,25 @@ def moved(ratio, change, active: Bool[Array, "term"]):
     return jnp.where(active, ratio * jnp.exp(jnp.where(active, change, 0)), 0)
 
 
-def climb(system: System, ratio, now: Statistics):
-    """Return ratios and statistics after a Newton step, or as they were.
+@jax.custom_jvp
+def at_optimum(
+    system: System, ratio: Float[Array, "term"], now: Statistics
+) -> tuple[Float[Array, "term"], Statistics]:
+    """Return ratio and statistics as they are; their derivatives are the optimum's.
 
-    A step that lowers the evidence, or is not finite, is not taken.
+    They follow the system through the stationarity of the evidence (implicit function
+    theorem), with the support as it is.
     """
-    trial = moved(ratio, newton_step(system, ratio, now), ratio > 0)
-    then = statistics(system, trial)
-    better = log_evidence(system, then) >= log_evidence(system, now)
-    pick = lambda new, old: jnp.where(better, new, old)
-    return pick(trial, ratio), Statistics(
-        *(pick(new, old) for new, old in zip(then, now, strict=True))
-    )
+    return ratio, now
+
+
+@at_optimum.defjvp
+def _at_optimum(primals, tangents):
+    system, ratio, now = primals
+    moving, *_ = tangents
+    _, change = jax.linearize(statistics, system, ratio)
+    still = change(moving, jnp.zeros_like(ratio))
+    step = lambda system, now: newton_step(system, ratio, now)
+    _, along = jax.jvp(step, (system, now), (moving, still))
+    flow = ratio * along
+    return (ratio, now), (flow, change(moving, flow))

@@ -99,9 +99,11 @@ class Simpson(eqx.Module):
 
     The state in the middle is the model's, `half_step` from the start, and half of what
     the model is off by at the end: of second order still, with a small constant. With
-    the coefficients of an earlier fit it is the corrected model's, and the estimate is
-    of third order: fit, then fit again with `known`. Where short waves grow in the
-    model itself, as without a damping that nature has, `Trapezoid` is better.
+    the coefficients of an earlier fit, which are right to second order, it is the
+    corrected model's, and the estimate is of fourth order: fit, then fit again with
+    `known`. In steps so long that orders say little the first fit may be the better
+    one. Where short waves grow in the model itself, as without a damping that nature
+    has, `Trapezoid` is better.
     """
 
     half_step: Callable
@@ -130,7 +132,9 @@ class Simpson(eqx.Module):
         if known is None:
             middle, end = half(before), flow(before)
         else:
-            middle, end = _simpson(flow, half, before, known, dt)
+            # The end by two halves, each off by as much: half of it is the middle's.
+            middle, _ = _trapezoid(half, before, known, dt / 2)
+            end, _ = _trapezoid(half, middle, known, dt / 2)
         middle = _add(middle, (0.5, after), (-0.5, end))
         first = _carried(flow, before, fields(before))
         second = _carried(half, middle, fields(middle))
@@ -149,7 +153,7 @@ class Simpson(eqx.Module):
         """Return the state `dt` later, if `tendency` is what the model lacks."""
         flow = lambda state: step(state, forcing, key=key)
         half = lambda state: self.half_step(state, forcing, key=key)
-        return _simpson(flow, half, state, tendency, dt)[1]
+        return _simpson(flow, half, state, tendency, dt)
 
 
 Quadrature = Endpoint | Trapezoid | Simpson
@@ -180,9 +184,9 @@ def _trapezoid(flow, state, tendency, dt):
 
 
 def _simpson(flow, half, state, tendency, dt):
-    """The states in the middle and at the end, with errors of orders 3 and 4."""
+    """The state at the end, with an error of fourth order."""
     middle, _ = _trapezoid(half, state, tendency, dt / 2)
     almost, from_middle = _trapezoid(half, middle, tendency, dt / 2)
     end, push = jax.linearize(flow, state)
     parts = push(tendency(state)), from_middle, tendency(almost)
-    return middle, _add(end, (dt, jax.tree.map(_weigh, *parts)))
+    return _add(end, (dt, jax.tree.map(_weigh, *parts)))

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from skyens.sparse._compress import (
     SparseProblem,
-    compress_table,
     gram_and_condition,
+    upper_triangle,
 )
 
 
@@ -95,18 +95,13 @@ def _fits(library_matrix, target, counts, block, fit):
     def by_gram(weight):
         return jnp.linalg.cholesky((table * weight[:, None]).T @ table).T
 
-    def by_qr(weight):
-        factor, right, rest = compress_table(table * jnp.sqrt(weight)[:, None])
-        last = jnp.append(jnp.zeros_like(right), jnp.sqrt(rest))[None]
-        return jnp.concatenate(
-            [jnp.concatenate([factor, right[:, None]], axis=1), last]
-        )
+    by_qr = lambda weight: upper_triangle(table * jnp.sqrt(weight)[:, None])
 
     # One branch for all of them: inside of `vmap` both would run.
-    upper = lax.cond(
+    triangles = lax.cond(
         fine, lambda w: lax.map(by_gram, w), lambda w: lax.map(by_qr, w), weights
     )
-    upper = upper * scale[None, None]
+    triangles = triangles * scale[None, None]
 
     def one(upper, count):
         zero = jnp.zeros_like(count)
@@ -115,7 +110,7 @@ def _fits(library_matrix, target, counts, block, fit):
         )
         return fit(problem)
 
-    return jax.vmap(one)(upper, rows)
+    return jax.vmap(one)(triangles, rows)
 
 
 def _check(library_matrix, target, resamples, block, key):

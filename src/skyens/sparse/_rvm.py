@@ -8,16 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from skyens.sparse._ascent import Found
 from skyens.sparse._compress import SparseProblem, collinear
 from skyens.sparse._constraints import Constraints, Reduction, reduce
-from skyens.sparse._evidence import (
-    System,
-    log_evidence,
-    moved,
-    newton_step,
-    statistics,
-)
-from skyens.sparse._updates import Found, MacKay, Sequential
+from skyens.sparse._evidence import System, at_optimum, log_evidence, scaled
+from skyens.sparse._updates import Sequential
 
 
 @runtime_checkable
@@ -80,15 +75,14 @@ def rvm(
         noise: the standard deviation of a row of weight 1, in the target's units, if
             known; found together with the rest if None.
         update: the way to the optimum, `Sequential()`, `MacKay()` or `EM()`; None
-            takes the first, or `MacKay()` where there are groups.
+            takes the first.
         groups: one number for each term; terms with the same number share one prior
             variance (of coefficients times their columns' root mean square) and are
             kept or pruned together.
         constraints: linear equations that the coefficients satisfy exactly.
 
     Raises:
-        ValueError: `groups` or `constraints` does not fit the terms, or `Sequential` is
-            given groups.
+        ValueError: `groups` or `constraints` does not fit the terms.
         EquinoxRuntimeError: `noise` is not positive, or it is None and there are no
             more rows than terms: then some set of terms explains everything and the
             evidence has no upper limit; give `noise`.
@@ -103,7 +97,7 @@ def rvm(
             )
         same = (groups[:, None] == groups[None]).astype(problem.target.dtype)
     if update is None:
-        update = Sequential() if groups is None else MacKay()
+        update = Sequential()
     count = problem.rows
     if noise is None:
         count = eqx.error_if(
@@ -117,25 +111,11 @@ def rvm(
         reduction = Reduction.none(problem)
     else:
         reduction = reduce(problem, constraints)
-    factor, target = reduction.factor, reduction.target
-    size = _norm(factor)
-    height = jnp.sqrt(jnp.sum(target**2) + problem.rest)
-    height = lax.stop_gradient(jnp.where(height > 0, height, 1))
-    variance = None
-    if noise is not None:
-        known = jnp.asarray(noise, target.dtype)
-        known = eqx.error_if(known, ~(known > 0), "`noise` must be positive.")
-        variance = (known / height) ** 2
-    eps = jnp.finfo(target.dtype).eps
-    rest = jnp.maximum(problem.rest / height**2, eps**2)
-    system = System(factor / size[None], target / height, rest, count, variance, same)
-    found = update.solve(lax.stop_gradient(system))
-    found = lax.stop_gradient(found)
-    change = newton_step(system, found.ratio, statistics(system, found.ratio))
-    # Only its derivative counts: the optimum's.
-    change = change - lax.stop_gradient(change)
-    ratio = moved(found.ratio, change, found.ratio > 0)
-    now = statistics(system, ratio)
+    system, size, height = scaled(
+        reduction.factor, reduction.target, problem.rest, count, noise, same
+    )
+    found = lax.stop_gradient(update.solve(lax.stop_gradient(system)))
+    ratio, now = at_optimum(system, found.ratio, found.now)
     spread = system.noise(now.misfit) * height**2
     mean, covariance, support = reduction.expand(
         now.mean * height / size,
@@ -154,11 +134,3 @@ def rvm(
         steps=found.steps,
         problem=problem,
     )
-
-
-def _norm(factor):
-    """Return the columns' norms without a squared overflow, 1 for empty ones."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(factor), axis=0))
-    safe = jnp.where(largest > 0, largest, 1)
-    norm = safe * jnp.sqrt(jnp.sum((factor / safe[None]) ** 2, axis=0))
-    return lax.stop_gradient(jnp.where(largest > 0, norm, 1))
