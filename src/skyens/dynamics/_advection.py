@@ -75,7 +75,7 @@ class Advection(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        check_coefficients(state, self.sht.lmax, "state")
+        state = check_coefficients(state, self.sht.lmax, "state")
         delta = self.time_step / self.substeps
         eigenvalues = self.sht.laplacian_eigenvalues(self.radius)
         damping = self.hyperdiffusion.astype(state.dtype)

@@ -105,7 +105,7 @@ class BarotropicVorticity(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        check_coefficients(state, self.sht.lmax, "state")
+        state = check_coefficients(state, self.sht.lmax, "state")
         dtype = state.dtype  # complex: the factors multiply coefficients
         laplacian = jnp.asarray(self.sht.laplacian_eigenvalues(self.radius), dtype)
         # The square comes last: its derivative exists at infinity.
@@ -136,7 +136,7 @@ class BarotropicVorticity(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        check_coefficients(state, self.sht.lmax, "state")
+        state = check_coefficients(state, self.sht.lmax, "state")
         stretching = ((1 / self.deformation_radius) ** 2).astype(state.dtype)
         laplacian = jnp.asarray(
             self.sht.laplacian_eigenvalues(self.radius), state.dtype

@@ -1,5 +1,10 @@
 """What the worlds ask of their settings and states."""
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from skyens.sphere._precision import as_float
+
 
 def check_steps(time_step: float, substeps: int) -> None:
     """Check that time goes on.
@@ -14,8 +19,8 @@ def check_steps(time_step: float, substeps: int) -> None:
         )
 
 
-def check_coefficients(coefficients, lmax: int, name: str) -> None:
-    """Check that `coefficients` are those of one member, to `lmax`.
+def check_coefficients(coefficients, lmax: int, name: str) -> Array:
+    """Return `coefficients` as JAX's, found to be those of one member, to `lmax`.
 
     Raises:
         ValueError: they have another shape.
@@ -27,6 +32,7 @@ def check_coefficients(coefficients, lmax: int, name: str) -> None:
             f"{coefficients.shape}; truncate or pad them first, or map over members "
             "by `jax.vmap`."
         )
+    return jnp.asarray(coefficients)
 
 
 def check_time_step(dt: float) -> float:
@@ -40,8 +46,8 @@ def check_time_step(dt: float) -> float:
     return float(dt)
 
 
-def check_shape(name: str, array, shape: tuple[int, ...]) -> None:
-    """Check that `array` is that of one member.
+def check_shape(name: str, array, shape: tuple[int, ...]) -> Array:
+    """Return `array` as JAX's, found to be that of one member; of integers, as floats.
 
     Raises:
         ValueError: it has another shape.
@@ -51,3 +57,4 @@ def check_shape(name: str, array, shape: tuple[int, ...]) -> None:
             f"`{name}` must have the shape {shape}, got {array.shape}; map over "
             "members by `jax.vmap`."
         )
+    return as_float(array)

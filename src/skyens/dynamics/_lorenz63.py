@@ -57,7 +57,7 @@ class Lorenz63(eqx.Module):
         Raises:
             ValueError: the state has not three variables.
         """
-        check_shape("state", state, (3,))
+        state = check_shape("state", state, (3,))
         push = 0 if forcing is None else forcing.astype(state.dtype)
         return runge_kutta_step(lambda x: self.tendency(x) + push, state, self.dt)
 

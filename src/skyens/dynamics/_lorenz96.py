@@ -64,7 +64,7 @@ class Lorenz96(eqx.Module):
         Raises:
             ValueError: the state has not `size` variables.
         """
-        check_shape("state", state, (self.size,))
+        state = check_shape("state", state, (self.size,))
         drive = jnp.broadcast_to(self.forcing.astype(state.dtype), state.shape)
         if forcing is not None:
             drive = drive + forcing.astype(state.dtype)
@@ -147,9 +147,9 @@ class TwoScaleLorenz96(eqx.Module):
         Raises:
             ValueError: the state has not `size` slow and `(size, fast)` fast variables.
         """
-        check_shape("state['slow']", state["slow"], (self.size,))
-        check_shape("state['fast']", state["fast"], (self.size, self.fast))
-        joined = _join(state)
+        slow = check_shape("state['slow']", state["slow"], (self.size,))
+        fast = check_shape("state['fast']", state["fast"], (self.size, self.fast))
+        joined = _join({"slow": slow, "fast": fast})
         push = 0 if forcing is None else _join(forcing).astype(joined.dtype)
         tendency = lambda x: _join(self.tendency(_part(x))) + push
         return _part(runge_kutta_step(tendency, joined, self.dt))

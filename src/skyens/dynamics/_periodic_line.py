@@ -67,7 +67,7 @@ class PeriodicLine(eqx.Module):
             ValueError: the state has not `size` points.
         """
         size = self.size
-        check_shape("state", state, (size,))
+        state = check_shape("state", state, (size,))
         kept = state.dtype
         if jnp.finfo(kept).bits < 32:  # transforms know no 16-bit numbers
             state = state.astype(jnp.float32)

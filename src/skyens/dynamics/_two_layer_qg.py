@@ -210,12 +210,12 @@ class TwoLayerQG(eqx.Module):
 
         Advection keeps it where there is neither beta nor wind.
         """
-        check_shape("state", state, (2, *self.shape))
+        state = check_shape("state", state, (2, *self.shape))
         return jnp.mean(state**2, axis=(1, 2)) / 2
 
     def _spectrum(self, name, field):
         """The half spectrum `(layer, l, k)` of a field, and the field's dtype."""
-        check_shape(name, field, (2, *self.shape))
+        field = check_shape(name, field, (2, *self.shape))
         kept = field.dtype
         if jnp.finfo(kept).bits < 32:  # transforms know no 16-bit numbers
             field = field.astype(jnp.float32)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from skyens.observations._checks import check_values
 from skyens.observations._precision import wide
+from skyens.sphere._precision import as_float
 
 Matrices = Float[Array, "*block size size"]
 
@@ -25,6 +26,8 @@ def check_covariance(name: str, covariance: Array | np.ndarray) -> Matrices:
             nearly singular that its factor would be rounding. The scales of the
             entries, which are those of their units, do not count.
     """
+    if not jnp.issubdtype(covariance.dtype, jnp.inexact):
+        covariance = as_float(covariance)
     array = check_values(name, "finite and symmetric", covariance, _symmetric)
     rounding = max(4, array.shape[-1]) * float(jnp.finfo(array.dtype).eps)
     message = f"`{name}` must be positive definite"

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from skyens import sphere
 from skyens.observations._places import check_places
+from skyens.sphere._precision import as_float
 
 
 class Index(eqx.Module):
@@ -51,7 +52,7 @@ class Index(eqx.Module):
                     f"`indices` must lie within axis {axis} of size {size}, got "
                     f"{np.asarray(index)[outside][0]}."
                 )
-        return state.at[self.indices].get(mode="fill", fill_value=jnp.nan)
+        return as_float(state).at[self.indices].get(mode="fill", fill_value=jnp.nan)
 
 
 class Linear(eqx.Module):
@@ -74,8 +75,8 @@ class Linear(eqx.Module):
                 f"`matrix` of shape {self.matrix.shape} does not apply to a state of "
                 f"shape {state.shape}, {state.size} entries."
             )
-        flat = state.reshape(-1)
-        return jnp.matmul(self.matrix.astype(state.dtype), flat, precision="highest")
+        flat = as_float(state).reshape(-1)
+        return jnp.matmul(self.matrix.astype(flat.dtype), flat, precision="highest")
 
 
 class Interpolate(eqx.Module):

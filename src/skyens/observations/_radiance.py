@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from skyens.observations._checks import check_values
 from skyens.observations._places import check_levels
+from skyens.sphere._precision import as_float
 
 
 def weighting_functions(
@@ -85,5 +86,6 @@ class BrightnessTemperature(eqx.Module):
                 f"`temperature` must have {count} levels on its first axis, as the "
                 f"weights, got the shape {temperature.shape}."
             )
+        temperature = as_float(temperature)
         weights = self.weights.astype(temperature.dtype)
         return jnp.tensordot(weights, temperature, 1, precision="highest")

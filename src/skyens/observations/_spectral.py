@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from skyens import sphere
 from skyens.observations._places import check_places
 from skyens.observations._precision import wide
+from skyens.sphere._precision import as_float
 
 
 class SpectralInterpolate(eqx.Module):
@@ -76,6 +77,7 @@ class SpectralInterpolate(eqx.Module):
         longitude = jnp.deg2rad(jnp.where(known, self.longitude, 0))
         grid = self.regridder.target
         half, full = grid.n_longitude // 2, grid.n_longitude
+        field = as_float(field)
         x = self.regridder(field)
         x = x.astype(wide(x.dtype))
         # Colatitude from pole to pole, and back on the opposite meridian.

@@ -9,6 +9,7 @@ from skyens import sphere
 from skyens.observations._checks import check_values
 from skyens.observations._operators import Interpolate
 from skyens.observations._places import check_levels
+from skyens.sphere._precision import as_float
 
 
 class LogPressure(eqx.Module):
@@ -69,6 +70,7 @@ class LogPressure(eqx.Module):
                 f"`column` must have the shape {(count,)} or {(count, *shape)}, got "
                 f"{column.shape}."
             )
+        column = as_float(column)
         inside, pressure = self.inside, self.pressure
         rising = self.levels[-1] > self.levels[0]
         height = jnp.log(jnp.where(rising, self.levels, self.levels[::-1]))

@@ -239,6 +239,7 @@ def optimal_block_length(series: Float[Array, " time"]) -> Float[Array, ""]:
     """
     if (length := series.shape[0]) < 8:
         raise ValueError(f"`series` needs at least 8 times, got {length}.")
+    series = jnp.asarray(series)
     run = max(5, math.ceil(math.sqrt(math.log10(length))))
     longest = min(math.ceil(math.sqrt(length)) + run, length - 2)
     departures = series - jnp.mean(series)

@@ -9,6 +9,7 @@ from skyens.scores._members import (
     check_members,
     check_together,
     gather,
+    score_dtype,
     wide_dtype,
 )
 
@@ -90,8 +91,8 @@ def brier_score_probability(
 
 def event_dtype(ensemble: Array, event: Array):
     """Return the dtype of a score of events, of which booleans say nothing."""
-    kinds = [x.dtype for x in (ensemble, event) if x.dtype != bool]
-    return jnp.result_type(*kinds) if kinds else jnp.zeros(()).dtype
+    given = [x for x in (ensemble, event) if x.dtype != bool]
+    return score_dtype(*given or [ensemble])
 
 
 def brier_of_errors(

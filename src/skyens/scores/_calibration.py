@@ -164,6 +164,7 @@ def fit_emos(
             f"`ensemble` of shape {ensemble.shape} must be members of the cases of "
             f"`truth`, {cases}."
         )
+    ensemble, truth = jnp.asarray(ensemble), jnp.asarray(truth)
     dtype = jnp.result_type(ensemble, truth)
     covariates = _covariates(covariates, truth).astype(dtype)
     finite = jnp.isfinite(truth) & jnp.isfinite(ensemble).all(axis=0)

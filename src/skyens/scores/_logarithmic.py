@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from skyens.scores._checks import check_known, check_probability
-from skyens.scores._members import check_together, wide_dtype
+from skyens.scores._members import check_together, score_dtype, wide_dtype
 
 
 def log_score_binary(
@@ -29,7 +29,7 @@ def log_score_binary(
     Source: Good (1952), J. R. Stat. Soc. B 14, 107-114.
     """
     shape = check_together(probability=probability, event=event)
-    dtype = probability.dtype
+    dtype = score_dtype(probability)
     probability = check_probability("probability", probability)
     probability = jnp.broadcast_to(probability.astype(wide_dtype(dtype)), shape)
     event = jnp.broadcast_to(event, shape)
@@ -70,7 +70,7 @@ def log_score_categorical(
         raise ValueError(
             f"`axis` is {axis}, but `probabilities` have shape {probabilities.shape}."
         )
-    dtype = probabilities.dtype
+    dtype = score_dtype(probabilities)
     size = probabilities.shape[axis]
     probabilities = check_probability("probabilities", probabilities)
     probabilities = jnp.moveaxis(probabilities.astype(wide_dtype(dtype)), axis, -1)

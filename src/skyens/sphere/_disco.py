@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from skyens.sphere._grid import Grid
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 
 _fixed = lambda: eqx.field(metadata={"trainable": False})
 
@@ -100,7 +100,7 @@ class Disco(eqx.Module):
             ValueError: the last two axes of `field` are not the source grid's.
         """
         self.source.check(field)
-        batch = field.shape[:-2]
+        field, batch = as_float(field), field.shape[:-2]
         x = at_least_single(field).reshape(-1, *self.source.shape)
         waves = jnp.fft.rfft(x)
         # The sum over rows in reach fuses with gather and product, which so need no

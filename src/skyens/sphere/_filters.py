@@ -9,6 +9,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from skyens.sphere._coefficients import largest_degree, scale_degrees
 from skyens.sphere._harmonics import SphericalHarmonics
+from skyens.sphere._precision import as_float
 from skyens.sphere._radius import check_radius
 
 
@@ -48,6 +49,7 @@ def filter_field(
     Raises:
         ValueError: `field` does not lie on the grid of `sht`.
     """
+    field = as_float(field)
     return sht.synthesis(smooth(sht.analysis(field))).astype(field.dtype)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Complex, Float
 
 from skyens.sphere import _legendre, _transform, _winds
 from skyens.sphere._grid import Grid
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 from skyens.sphere._radius import check_radius
 from skyens.sphere._spectra import power_spectrum
 from skyens.sphere._transform import Tables
@@ -97,7 +97,7 @@ class SphericalHarmonics(eqx.Module):
             ValueError: the last two axes of `field` are not the grid's.
             EquinoxRuntimeError: a value is not finite; under tracing it propagates.
         """
-        field = at_least_single(self.grid.check_finite(field))
+        field = at_least_single(as_float(self.grid.check_finite(field)))
         if self._scalar is None:
             return self._analyse(self._weigh(field), self._harmonics)
         return self._analyse(field, self._scalar)
@@ -108,8 +108,7 @@ class SphericalHarmonics(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        self._check(coefficients)
-        return self._synthesise(coefficients)
+        return self._synthesise(self._check(coefficients))
 
     def gradient_synthesis(
         self, coefficients: Coefficients, *, radius: float = 1.0
@@ -121,11 +120,11 @@ class SphericalHarmonics(eqx.Module):
         Raises:
             ValueError: the coefficients belong to another `lmax`.
         """
-        self._check(coefficients)
-        return self._flow(None, coefficients, radius)
+        return self._flow(None, self._check(coefficients), radius)
 
     def gradient(self, field: Field, *, radius: float = 1.0) -> tuple[Field, Field]:
         """Return the eastward and northward derivatives, per unit `radius`."""
+        field = as_float(field)
         east, north = self.gradient_synthesis(self.analysis(field), radius=radius)
         return east.astype(field.dtype), north.astype(field.dtype)
 
@@ -149,6 +148,7 @@ class SphericalHarmonics(eqx.Module):
         Summed over degrees it is the integral of the squared field over the unit
         sphere: `4 pi` times its mean square.
         """
+        field = as_float(field)
         return power_spectrum(self.analysis(field)).astype(field.dtype)
 
     # ------------------------------------------------------------------------- vectors
@@ -169,8 +169,8 @@ class SphericalHarmonics(eqx.Module):
             ValueError: the coefficients belong to another `lmax`, or their batches
                 differ.
         """
-        self._check(vorticity, "vorticity")
-        self._check(divergence, "divergence")
+        vorticity = self._check(vorticity, "vorticity")
+        divergence = self._check(divergence, "divergence")
         if vorticity.shape != divergence.shape:
             raise ValueError(
                 f"`vorticity` {vorticity.shape} and `divergence` {divergence.shape} "
@@ -198,7 +198,7 @@ class SphericalHarmonics(eqx.Module):
         both = jnp.stack(
             [self.grid.check_finite(u, "u"), self.grid.check_finite(v, "v")]
         )
-        both = at_least_single(both)
+        both = at_least_single(as_float(both))
         if self._vector is None:
             both = self._weigh(both)
             divided = both * _winds.like(_winds.inverse_sine(self.grid)[:, None], both)
@@ -222,6 +222,7 @@ class SphericalHarmonics(eqx.Module):
         radius: float = 1.0,
     ) -> tuple[Field, Field]:
         """Return the wind (m s-1) of vorticity and divergence (s-1, radius in m)."""
+        vorticity = as_float(vorticity)
         both = self.analysis(jnp.stack([vorticity, divergence]))
         u, v = self.wind_synthesis(both[0], both[1], radius=radius)
         return u.astype(vorticity.dtype), v.astype(vorticity.dtype)
@@ -234,6 +235,7 @@ class SphericalHarmonics(eqx.Module):
         radius: float = 1.0,
     ) -> tuple[Field, Field]:
         """Return vorticity and divergence (s-1) of a wind (m s-1, radius in m)."""
+        u = as_float(u)
         both = jnp.stack(self.wind_analysis(u, v, radius=radius))
         vorticity, divergence = self.synthesis(both).astype(u.dtype)
         return vorticity, divergence
@@ -250,6 +252,7 @@ class SphericalHarmonics(eqx.Module):
         The wind is the gradient of the potential plus the gradient of the
         streamfunction turned left: `u = dchi/dx - dpsi/dy`, `v = dchi/dy + dpsi/dx`.
         """
+        u = as_float(u)
         both = jnp.stack(self.wind_analysis(u, v, radius=radius))
         invert = _winds.like(self._inverse_eigenvalues(radius), both)
         streamfunction, potential = self.synthesis(both * invert).astype(u.dtype)
@@ -324,6 +327,7 @@ class SphericalHarmonics(eqx.Module):
         return coefficients * _winds.like(np.exp(sign * 1j * angle), coefficients)
 
     def _scale_degrees(self, field, factors: np.ndarray):
+        field = as_float(field)
         coefficients = self.analysis(field)
         scaled = coefficients * _winds.like(factors[:, None], coefficients)
         return self.synthesis(scaled).astype(field.dtype)
@@ -333,10 +337,12 @@ class SphericalHarmonics(eqx.Module):
         inverse = 1 / self.laplacian_eigenvalues(radius)[1:]
         return np.concatenate([[0.0], inverse])[:, None]
 
-    def _check(self, coefficients, name: str = "coefficients") -> None:
+    def _check(self, coefficients, name: str = "coefficients"):
+        """Return `coefficients` as an array of JAX."""
         size = self.lmax + 1
         if coefficients.shape[-2:] != (size, size):
             raise ValueError(
                 f"`{name}` of shape {coefficients.shape} must end in (l, m) = "
                 f"{(size, size)} for lmax {self.lmax}; truncate or pad them first."
             )
+        return jnp.asarray(coefficients)

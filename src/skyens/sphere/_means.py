@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from skyens.sphere._grid import Grid
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 
 
 def zonal_mean(
@@ -53,6 +53,7 @@ def global_mean(
 
 def _mean(grid, field, where, rows, axes):
     grid.check(field)
+    field = as_float(field)
     x, lead = at_least_single(field), (1,) * (field.ndim - 2)
     weight = jnp.asarray(rows, x.dtype).reshape(*lead, -1, 1)
     weight = jnp.broadcast_to(weight, (*lead, *grid.shape))

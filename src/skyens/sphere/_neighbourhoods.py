@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from skyens.sphere._grid import Grid
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 
 
 def cap_mean(
@@ -46,7 +46,7 @@ def cap_mean(
         raise ValueError(
             f"`radius_degrees` must lie in [0, 180], got {radius_degrees}."
         )
-    return _cap_mean(grid, float(radius_degrees), field, where)
+    return _cap_mean(grid, float(radius_degrees), as_float(field), where)
 
 
 class _Rows(NamedTuple):

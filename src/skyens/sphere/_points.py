@@ -15,7 +15,7 @@ from skyens.sphere._interpolation import (
     evaluate,
     inner_places,
 )
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 
 
 def interpolate(
@@ -45,7 +45,9 @@ def interpolate(
     """
     grid.check(field)
     latitude = _check_latitude(latitude)
-    return _interpolate(grid, field, latitude, longitude, method or Bilinear())
+    return _interpolate(
+        grid, as_float(field), latitude, longitude, method or Bilinear()
+    )
 
 
 @jax.jit

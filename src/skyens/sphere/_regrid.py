@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from skyens.sphere._bands import Band, separable
 from skyens.sphere._grid import Grid, band_heights
 from skyens.sphere._harmonics import SphericalHarmonics
-from skyens.sphere._precision import at_least_single
+from skyens.sphere._precision import as_float, at_least_single
 
 Operator = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
@@ -67,6 +67,7 @@ class Regridder(eqx.Module):
                 `where`.
         """
         self.source.check(field)
+        field = as_float(field)
         x = at_least_single(field)
         if where is None:
             return self.operator(x).astype(field.dtype)

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 from skyens.sphere._coefficients import largest_degree, scale_degrees
+from skyens.sphere._precision import as_float
 from skyens.sphere._radius import check_radius
 
 
@@ -38,7 +39,7 @@ def cross_spectrum(
     Raises:
         ValueError: the coefficients differ in shape or are not square.
     """
-    _check_pair(first, second)
+    first, second = _check_pair(first, second)
     real, imaginary = _order_weights(first)
     co = first.real * second.real * real + first.imag * second.imag * imaginary
     return co.sum(-1)
@@ -56,7 +57,7 @@ def degree_correlation(
     Raises:
         ValueError: the coefficients differ in shape or are not square.
     """
-    _check_pair(first, second)
+    first, second = _check_pair(first, second)
     return cross_spectrum(_unit_degrees(first), _unit_degrees(second))
 
 
@@ -92,7 +93,7 @@ def kinetic_energy_spectrum(
         ValueError: the coefficients differ in shape or are not square, or `radius` is
             not positive or looks like kilometres.
     """
-    _check_pair(vorticity, divergence)
+    vorticity, divergence = _check_pair(vorticity, divergence)
     check_radius(radius)
     l = np.arange(vorticity.shape[-1])
     # The velocity of a unit of vorticity. Scaling before squaring stays in range.
@@ -111,7 +112,7 @@ def degree_to_wavelength(
 
     Source: Jeans (1923), Proc. R. Soc. Lond. A 102, 554-574.
     """
-    l = _as_float(degree)
+    l = as_float(degree)
     return 2 * math.pi * radius / jnp.sqrt(l * (l + 1))
 
 
@@ -123,18 +124,20 @@ def wavelength_to_degree(
     The inverse of `degree_to_wavelength`: in the units of `radius`, and 0 for an
     infinite wavelength.
     """
-    wavenumber = 2 * math.pi * radius / _as_float(wavelength)
+    wavenumber = 2 * math.pi * radius / as_float(wavelength)
     # The root of l^2 + l = wavenumber^2 in the form that does not cancel.
     return wavenumber**2 / (0.5 + jnp.sqrt(0.25 + wavenumber**2))
 
 
-def _check_pair(first, second) -> None:
+def _check_pair(first, second) -> tuple[Array, Array]:
+    """Return both as arrays of JAX."""
     largest_degree(first)
     if first.shape != second.shape:
         raise ValueError(
             "Both fields' coefficients must have the same shape, got "
             f"{first.shape} and {second.shape}; truncate or pad one of them."
         )
+    return jnp.asarray(first), jnp.asarray(second)
 
 
 def _order_weights(coefficients) -> tuple[Array, Array]:
@@ -164,9 +167,3 @@ def _unit_degrees(coefficients):
     norm = jnp.sqrt(jnp.where(power > 0, power, 1))
     unit = lambda part: jnp.where(power > 0, part / norm, 0)
     return lax.complex(unit(c.real), unit(c.imag))
-
-
-def _as_float(values) -> Array:
-    values = jnp.asarray(values)
-    floating = jnp.issubdtype(values.dtype, jnp.floating)
-    return values if floating else values.astype(jnp.result_type(float))
