@@ -25,16 +25,18 @@ from skyens.diffusion import (
 )
 from skyens.observations import Diagonal, Linear, Observation
 
-# The larger problems in one dtype only. Each problem is solved twice: the mean of ten
-# single solutions varies by a seventh from key to key.
+# Each problem is solved twice: the mean of ten single solutions varies by a seventh
+# from key to key.
 CASES = [
     (8, jnp.float64),
     pytest.param(8, jnp.float32, marks=pytest.mark.published),
+    pytest.param(80, jnp.float64, marks=pytest.mark.published),
     pytest.param(80, jnp.float32, marks=pytest.mark.published),
 ]
 REPEATS = 2
 every_case = pytest.mark.parametrize(("size", "dtype"), CASES)
-every_count = pytest.mark.parametrize("count", [1, 2, 4])
+more = [pytest.param(count, marks=pytest.mark.published) for count in (2, 4)]
+every_count = pytest.mark.parametrize("count", [1, *more])
 
 SCALE = 129**0.5  # the standard deviation of one entry of the mixture
 
