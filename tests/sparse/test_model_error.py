@@ -1,3 +1,4 @@
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -240,10 +241,11 @@ def test_parts_of_a_state_have_regressions_of_their_own():
 
 def test_forcings_reach_the_model():
     step = lambda state, forcing=None, *, key=None: state + forcing
+    half = lambda state, forcing=None, *, key=None: state + forcing / 2
     library = Library([Term("itself", lambda s: s)])
     before, pushes = jnp.ones((3, 2)), jnp.arange(6.0).reshape(3, 2)
     pairs = model_error_pairs(
-        step, before, before + pushes, library, dt=0.5, quadrature=Simpson(step),
+        step, before, before + pushes, library, dt=0.5, quadrature=Simpson(half),
         forcings=pushes,
     )  # fmt: skip
     np.testing.assert_allclose(pairs.values, 0, atol=1e-14)
@@ -298,6 +300,16 @@ def test_terms_that_blow_up_are_named():
     np.testing.assert_array_equal(np.isnan(pairs.values), [False, True, False, False])
 
 
+def test_a_half_step_must_be_half_a_step():
+    fit = lambda half: model_error_pairs(
+        Model(0.1), STARTS, STARTS, DAMPED, dt=0.1, quadrature=Simpson(half)
+    )
+    chex.assert_tree_all_finite(fit(Model(0.05)))
+    for wrong in (Model(0.1), Model(0.01)):
+        with pytest.raises(eqx.EquinoxRuntimeError, match="`half_step`, taken twice"):
+            fit(wrong)
+
+
 def test_wrong_use_is_reported():
     still = lambda state, forcing=None, *, key=None: state
     library = Library([Term("itself", lambda s: s)])
@@ -319,3 +331,10 @@ def test_wrong_use_is_reported():
         model_error_pairs(
             still, states, states, library, dt=1.0, quadrature=rule, observed=states[:2]
         )
+
+    def pointwise(state, forcing=None, *, key=None):
+        raise ValueError(f"one state has 16 points, got {state.shape}")
+
+    slopes = Library([Term("u_x", lambda s: jnp.gradient(s))])
+    with pytest.raises(ValueError, match=r"one state has 16 points, got \(\)"):
+        model_error_pairs(pointwise, jnp.ones(16), jnp.ones(16), slopes, dt=0.1)

@@ -15,7 +15,7 @@ from skyens.sparse._model_error import (
     check_pairs,
     check_step,
 )
-from skyens.sparse._quadratures import Quadrature
+from skyens.sparse._quadratures import TRAPEZOID, Quadrature
 
 
 class CorrectedStep(eqx.Module):
@@ -44,7 +44,7 @@ class CorrectedStep(eqx.Module):
         coefficients: Coefficients,
         *,
         dt: ArrayLike,
-        quadrature: Quadrature,
+        quadrature: Quadrature = TRAPEZOID,
     ):
         """Set model and error.
 
@@ -95,7 +95,7 @@ def refine(
     coefficients: Coefficients,
     *,
     dt: ArrayLike,
-    quadrature: Quadrature,
+    quadrature: Quadrature = TRAPEZOID,
     forcings: PyTree = None,
     steps: int = 20,
 ) -> RefinedError:

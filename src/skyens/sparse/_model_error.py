@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from skyens.sparse._library import Library
-from skyens.sparse._quadratures import Quadrature
+from skyens.sparse._quadratures import TRAPEZOID, Quadrature
 
 Coefficients = Float[Array, "*of term"] | np.ndarray
 
@@ -52,7 +52,7 @@ def model_error_pairs(
     library: Library,
     *,
     dt: ArrayLike,
-    quadrature: Quadrature,
+    quadrature: Quadrature = TRAPEZOID,
     forcings: PyTree = None,
     known: Coefficients | None = None,
     observed: PyTree = None,
@@ -86,7 +86,8 @@ def model_error_pairs(
         after: states of the truth (analyses) `dt` later, each of the same pair.
         library: the candidate terms, each with tendencies like the state.
         dt: the length of the step, the same for all pairs.
-        quadrature: `Endpoint()`, `Trapezoid()` or `Simpson(half_step)`.
+        quadrature: `Endpoint()`, `Trapezoid()` or `Simpson(half_step)`, the best one
+            where the model can take half a step.
         forcings: what the world prescribes in each pair, stacked as the states are.
         known: coefficients of an earlier fit, which improve the state in the middle of
             `Simpson`'s steps.
@@ -98,7 +99,8 @@ def model_error_pairs(
         ValueError: `before` and `after` differ in structure or shape, have no pairs,
             `observed` differs from them, or `dt` is not one positive number.
         EquinoxRuntimeError: terms are not finite where the states are (looked for where
-            the values are known; under tracing they go into the columns).
+            the values are known; under tracing they go into the columns), or two half
+            steps are no step.
 
     Source: Mojgani et al. (2022), Chaos 32, 061105, for the regression; Alekseev (1961)
     and Groebner (1960) for the columns.
@@ -119,10 +121,12 @@ def _pairs(step, states, library, dt, quadrature, forcings, known):
 
     def of_pair(states, forcing):
         before, after, observed = states
+        # First, so that it is the model that finds fault with a state that is none.
+        end = step(before, forcing)
         options = {"dt": dt, "forcing": forcing, "known": lacks}
         columns = quadrature.columns(step, before, after, library.fields, **options)
         off = lambda truth, model: (truth - model) / dt
-        return columns, jax.tree.map(off, observed, step(before, forcing))
+        return columns, jax.tree.map(off, observed, end)
 
     return ModelErrorPairs(*jax.vmap(of_pair)(states, forcings))
 

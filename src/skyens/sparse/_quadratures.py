@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 Map = Callable[[PyTree], PyTree]
@@ -126,11 +127,15 @@ class Simpson(eqx.Module):
         """Return the mean of the integrand for each term of `fields(state)`.
 
         `known` is what the model is known to lack.
+
+        Raises:
+            EquinoxRuntimeError: two half steps are no step.
         """
         flow = lambda state: step(state, forcing)
         half = lambda state: self.half_step(state, forcing)
         if known is None:
             middle, end = half(before), flow(before)
+            middle = _checked(middle, before, half(middle), end)
         else:
             # The end by two halves, each off by as much: half of it is the middle's.
             middle, _ = _trapezoid(half, before, known, dt / 2)
@@ -157,6 +162,21 @@ class Simpson(eqx.Module):
 
 
 Quadrature = Endpoint | Trapezoid | Simpson
+TRAPEZOID = Trapezoid()  # the best one that asks for nothing but the step
+
+
+def _checked(middle, before, twice, end):
+    """Return `middle`, or fail if two half steps end far from where the step does."""
+    leaves = jax.tree.leaves
+    far = lambda a, b: sum(
+        jnp.sum(jnp.abs(x - y) ** 2) for x, y in zip(leaves(a), leaves(b), strict=True)
+    )
+    wrong = far(twice, end) > far(end, before) / 4
+    message = (
+        "`half_step`, taken twice, ends elsewhere than `step`, by more than half of "
+        "what `step` does: it must be the same model with half the time step."
+    )
+    return eqx.error_if(middle, wrong, message)
 
 
 def _weigh(first, second, third):

@@ -118,7 +118,7 @@ def rvm(
     ratio, now = at_optimum(system, found.ratio, found.now)
     spread = system.noise(now.misfit) * height**2
     mean, covariance, support = reduction.expand(
-        now.mean * height / size,
+        jnp.where(ratio > 0, now.mean * height / size, 0),
         now.shape * spread / (size[:, None] * size[None]),
         ratio > 0,
     )
