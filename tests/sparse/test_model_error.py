@@ -241,7 +241,7 @@ def test_parts_of_a_state_have_regressions_of_their_own():
 
 def test_forcings_reach_the_model():
     step = lambda state, forcing=None, *, key=None: state + forcing
-    half = lambda state, forcing=None, *, key=None: state + forcing / 2
+    half = lambda state, forcing=0.0, *, key=None: state + forcing / 2
     library = Library([Term("itself", lambda s: s)])
     before, pushes = jnp.ones((3, 2)), jnp.arange(6.0).reshape(3, 2)
     pairs = model_error_pairs(
