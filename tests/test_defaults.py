@@ -42,6 +42,8 @@ for result in jax.eval_shape(lambda: list(calls())):
 assert sphere.global_mean(grid, np.eye(8, 16, dtype=int)) > 0
 half = observations.Linear(np.array([[0.5]]))
 assert half(np.array([1])) == 0.5
+seen = observations.Observation(np.array([3]), half, observations.Diagonal(1.0))
+assert seen.value.dtype == np.float32
 dense = observations.Dense(np.array([[4, 0], [0, 1]]))
 assert dense.covariance.dtype == np.float32
 whole = dynamics.Lorenz63()(np.array([1, 2, 3]))

@@ -15,6 +15,7 @@ from skyens.observations._chain import Chain
 from skyens.observations._errors import Error, solve
 from skyens.observations._places import check_latitude
 from skyens.observations._precision import wide
+from skyens.sphere._precision import as_float
 
 
 class Observation(eqx.Module):
@@ -81,7 +82,7 @@ class Observation(eqx.Module):
                 fit its shape.
             EquinoxRuntimeError: a latitude that was given lies outside [-90, 90].
         """
-        value = jnp.asarray(value)
+        value = as_float(value)
         if value.size == 0:
             raise ValueError(
                 f"`value` is empty, of shape {value.shape}. To observe nothing at "
