@@ -300,10 +300,12 @@ def test_terms_that_blow_up_are_named():
     np.testing.assert_array_equal(np.isnan(pairs.values), [False, True, False, False])
 
 
-def test_a_half_step_must_be_half_a_step():
+@pytest.mark.parametrize("known", [None, np.zeros(2)])
+def test_a_half_step_must_be_half_a_step(known):
     fit = lambda half: model_error_pairs(
-        Model(0.1), STARTS, STARTS, DAMPED, dt=0.1, quadrature=Simpson(half)
-    )
+        Model(0.1), STARTS, STARTS, DAMPED, dt=0.1, quadrature=Simpson(half),
+        known=known,
+    )  # fmt: skip
     chex.assert_tree_all_finite(fit(Model(0.05)))
     for wrong in (Model(0.1), Model(0.01)):
         with pytest.raises(eqx.EquinoxRuntimeError, match="`half_step`, taken twice"):

@@ -72,9 +72,8 @@ class CorrectedStep(eqx.Module):
     ) -> PyTree:
         """Return the state `dt` later, in its dtype."""
         lacks = Tendency(self.library, self.coefficients)
-        return self.quadrature.advance(
-            self.step, state, lacks, dt=self.dt, forcing=forcing, key=key
-        )
+        bind = lambda step: lambda state: step(state, forcing, key=key)
+        return self.quadrature.advance(bind, self.step, state, lacks, self.dt)
 
 
 class RefinedError(eqx.Module):

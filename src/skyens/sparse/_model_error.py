@@ -121,10 +121,12 @@ def _pairs(step, states, library, dt, quadrature, forcings, known):
 
     def of_pair(states, forcing):
         before, after, observed = states
+        bind = lambda step: lambda state: step(state, forcing)
         # First, so that it is the model that finds fault with a state that is none.
-        end = step(before, forcing)
-        options = {"dt": dt, "forcing": forcing, "known": lacks}
-        columns = quadrature.columns(step, before, after, library.fields, **options)
+        end = bind(step)(before)
+        columns = quadrature.columns(
+            bind, step, before, after, library.fields, dt, lacks
+        )
         off = lambda truth, model: (truth - model) / dt
         return columns, jax.tree.map(off, observed, end)
 

@@ -7,7 +7,8 @@ A model that lacks `h(u)` is, a step `dt` after the truth `u(0)`, off by
 where J is the derivative of the model's own flow from the true state at t on
 (Alekseev's and Groebner's formula; no approximation). A quadrature says at which times
 the integrand is taken. Each has `columns`, the integrand's mean for every candidate
-term (axis 0), and `advance`, the step that the same rule makes of model and `h`.
+term (axis 0), and `advance`, the step that the same rule makes of model and `h`. Both
+are told how to `bind` a step to its forcing and key, so that it is a map of states.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
 Map = Callable[[PyTree], PyTree]
+Bind = Callable[[Callable], Map]
 
 
 class Endpoint(eqx.Module):
@@ -30,31 +32,14 @@ class Endpoint(eqx.Module):
     """
 
     def columns(
-        self,
-        step: Callable,
-        before: PyTree,
-        after: PyTree,
-        fields: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        known: Map | None = None,
+        self, bind: Bind, step, before, after, fields: Map, dt, known: Map | None
     ) -> PyTree:
         """Return the mean of the integrand for each term of `fields(state)`."""
         return fields(after)
 
-    def advance(
-        self,
-        step: Callable,
-        state: PyTree,
-        tendency: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        key: Key[Array, ""] | None = None,
-    ) -> PyTree:
+    def advance(self, bind: Bind, step, state, tendency: Map, dt) -> PyTree:
         """Return the state `dt` later, if `tendency` is what the model lacks."""
-        end = step(state, forcing, key=key)
+        end = bind(step)(state)
         return _add(end, (dt, tendency(end)))
 
 
@@ -65,34 +50,15 @@ class Trapezoid(eqx.Module):
     """
 
     def columns(
-        self,
-        step: Callable,
-        before: PyTree,
-        after: PyTree,
-        fields: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        known: Map | None = None,
+        self, bind: Bind, step, before, after, fields: Map, dt, known: Map | None
     ) -> PyTree:
         """Return the mean of the integrand for each term of `fields(state)`."""
-        flow = lambda state: step(state, forcing)
-        first = _carried(flow, before, fields(before))
+        first = _carried(bind(step), before, fields(before))
         return jax.tree.map(lambda a, b: (a + b) / 2, first, fields(after))
 
-    def advance(
-        self,
-        step: Callable,
-        state: PyTree,
-        tendency: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        key: Key[Array, ""] | None = None,
-    ) -> PyTree:
+    def advance(self, bind: Bind, step, state, tendency: Map, dt) -> PyTree:
         """Return the state `dt` later, if `tendency` is what the model lacks."""
-        flow = lambda state: step(state, forcing, key=key)
-        return _trapezoid(flow, state, tendency, dt)[0]
+        return _trapezoid(bind(step), state, tendency, dt)[0]
 
 
 class Simpson(eqx.Module):
@@ -114,15 +80,7 @@ class Simpson(eqx.Module):
         self.half_step = half_step
 
     def columns(
-        self,
-        step: Callable,
-        before: PyTree,
-        after: PyTree,
-        fields: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        known: Map | None = None,
+        self, bind: Bind, step, before, after, fields: Map, dt, known: Map | None
     ) -> PyTree:
         """Return the mean of the integrand for each term of `fields(state)`.
 
@@ -131,11 +89,10 @@ class Simpson(eqx.Module):
         Raises:
             EquinoxRuntimeError: two half steps are no step.
         """
-        flow = lambda state: step(state, forcing)
-        half = lambda state: self.half_step(state, forcing)
+        flow, half = bind(step), bind(self.half_step)
+        before = _checked(before, flow, half)
         if known is None:
             middle, end = half(before), flow(before)
-            middle = _checked(middle, before, half(middle), end)
         else:
             # The end by two halves, each off by as much: half of it is the middle's.
             middle, _ = _trapezoid(half, before, known, dt / 2)
@@ -145,19 +102,9 @@ class Simpson(eqx.Module):
         second = _carried(half, middle, fields(middle))
         return jax.tree.map(_weigh, first, second, fields(after))
 
-    def advance(
-        self,
-        step: Callable,
-        state: PyTree,
-        tendency: Map,
-        *,
-        dt: float,
-        forcing: PyTree = None,
-        key: Key[Array, ""] | None = None,
-    ) -> PyTree:
+    def advance(self, bind: Bind, step, state, tendency: Map, dt) -> PyTree:
         """Return the state `dt` later, if `tendency` is what the model lacks."""
-        flow = lambda state: step(state, forcing, key=key)
-        half = lambda state: self.half_step(state, forcing, key=key)
+        flow, half = bind(step), bind(self.half_step)
         return _simpson(flow, half, state, tendency, dt)
 
 
@@ -165,8 +112,9 @@ Quadrature = Endpoint | Trapezoid | Simpson
 TRAPEZOID = Trapezoid()  # the best one that asks for nothing but the step
 
 
-def _checked(middle, before, twice, end):
-    """Return `middle`, or fail if two half steps end far from where the step does."""
+def _checked(before, flow, half):
+    """Return `before`, or fail if two half steps end far from where the step does."""
+    end, twice = flow(before), half(half(before))
     leaves = jax.tree.leaves
     far = lambda a, b: sum(
         jnp.sum(jnp.abs(x - y) ** 2) for x, y in zip(leaves(a), leaves(b), strict=True)
@@ -176,7 +124,7 @@ def _checked(middle, before, twice, end):
         "`half_step`, taken twice, ends elsewhere than `step`, by more than half of "
         "what `step` does: it must be the same model with half the time step."
     )
-    return eqx.error_if(middle, wrong, message)
+    return eqx.error_if(before, wrong, message)
 
 
 def _weigh(first, second, third):
